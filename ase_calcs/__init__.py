@@ -1,0 +1,1 @@
+"""What an ASE script imports: graphs, networks, calculators, dynamics, teachers, model files."""

@@ -1,0 +1,1 @@
+"""Structures in, labels on them, HDF5 out."""

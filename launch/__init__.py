@@ -1,0 +1,1 @@
+"""The command line `distillase`, recipes, and entry points for torchrun and SLURM."""

@@ -1,0 +1,1 @@
+"""The one train loop, its engines, tasks, losses, metrics and reports."""
