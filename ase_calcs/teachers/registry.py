@@ -1,0 +1,325 @@
+"""One registry of teachers: `gfn2-xtb`, `mmff94`, or `module:Class?key=value` for any ASE calculator.
+
+>>> parse_teacher("gfn2-xtb?accuracy=0.01&electronic_temperature=500")
+>>> make_teacher("gfn2-xtb", charge=1)
+>>> make_teacher("ase.calculators.emt:EMT?asap_cutoff=True")
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from ase.calculators.calculator import BaseCalculator, Calculator
+from ase.data import chemical_symbols
+
+from ..errors import InputError, MissingDependency, TeacherError, did_you_mean, require
+
+# Option of `module:Class` teachers that is ours and not passed on; see `make_teacher`.
+CHARGE_FROM_INFO = "charge_from_info"
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """A teacher's name taken apart.
+
+    Attributes
+    ----------
+    name
+        Built-in name, or ``"module:Class"``.
+    options
+        What followed the ``?``, values as Python objects.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def builtin(self) -> bool:
+        """Whether distillase brings this teacher, as opposed to ``module:Class``."""
+        return self.name in _BUILTIN
+
+    def __str__(self) -> str:
+        """The canonical name: options sorted by key, so that equal teachers are spelt the same."""
+        options = "&".join(f"{key}={self.options[key]!r}" for key in sorted(self.options))
+        return f"{self.name}?{options}" if options else self.name
+
+
+@dataclass(frozen=True)
+class _BuiltIn:
+    """A teacher that distillase brings; `factory(options, charge, multiplicity, smiles)` makes a calculator."""
+
+    distribution: str
+    defaults: Mapping[str, Any]
+    factory: Callable[[Mapping[str, Any], int, int, str], Calculator]
+
+
+def _make_xtb(method: str) -> Callable[[Mapping[str, Any], int, int, str], Calculator]:
+    def factory(options: Mapping[str, Any], charge: int, multiplicity: int, smiles: str) -> Calculator:
+        from .xtb import XTBCalculator
+
+        return XTBCalculator(method=method, charge=charge, multiplicity=multiplicity, **options)
+
+    return factory
+
+
+def _make_mmff94(options: Mapping[str, Any], charge: int, multiplicity: int, smiles: str) -> Calculator:
+    from .mmff94 import MMFF94Calculator
+
+    return MMFF94Calculator(charge=charge, multiplicity=multiplicity, smiles=smiles, **options)
+
+
+_XTB_DEFAULTS: dict[str, Any] = {
+    "accuracy": 0.1,
+    "electronic_temperature": 300.0,
+    "max_iterations": 250,
+    "mixer_damping": 0.4,
+    "solvation": None,
+    "guess": "cold",
+}
+
+_BUILTIN: dict[str, _BuiltIn] = {
+    "gfn1-xtb": _BuiltIn("tblite", _XTB_DEFAULTS, _make_xtb("GFN1-xTB")),
+    "gfn2-xtb": _BuiltIn("tblite", _XTB_DEFAULTS, _make_xtb("GFN2-xTB")),
+    "mmff94": _BuiltIn("rdkit", {"variant": "MMFF94"}, _make_mmff94),
+}
+
+
+def teacher_names() -> list[str]:
+    """Names of the built-in teachers, sorted."""
+    return sorted(_BUILTIN)
+
+
+def parse_teacher(name: str) -> TeacherSpec:
+    """Take a teacher's name apart and check what can be checked without making it.
+
+    Parameters
+    ----------
+    name
+        ``"gfn2-xtb"``, ``"gfn2-xtb?accuracy=0.01&electronic_temperature=300"`` or ``"module:Class?key=value"``. Values
+        are Python literals; a bare word is a string (``device=cpu``).
+
+    Raises
+    ------
+    InputError
+        Unknown name or option (with the nearest allowed one), or an option that cannot be read.
+    """
+    base, _, query = name.strip().partition("?")
+    options = _parse_options(query, name)
+    if base in _BUILTIN:
+        allowed = _BUILTIN[base].defaults
+        for key in options:
+            if key not in allowed:
+                raise InputError(f"Teacher `{base}` has no option `{key}`{did_you_mean(key, allowed)}")
+        return TeacherSpec(base, options)
+    module, colon, cls = base.partition(":")
+    if colon and all(part.isidentifier() for part in (*module.split("."), *cls.split("."))):
+        return TeacherSpec(base, options)
+    if colon:
+        raise InputError(f"Teacher `{base}` should read `module:Class`, e.g. `ase.calculators.emt:EMT`.")
+    hint = did_you_mean(base.lower(), _BUILTIN)
+    raise InputError(f"Unknown teacher `{base}`{hint} Any ASE calculator can be named as `module:Class?key=value`.")
+
+
+def _parse_options(query: str, name: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in filter(None, query.split("&")):
+        key, equals, text = item.partition("=")
+        key, text = key.strip(), text.strip()
+        if not equals or not key.isidentifier() or not text:
+            raise InputError(f"Option `{item}` of teacher `{name}` should read `key=value`.")
+        if key in options:
+            raise InputError(f"Option `{key}` of teacher `{name}` is given twice.")
+        options[key] = _parse_value(key, text)
+    return options
+
+
+def _parse_value(key: str, text: str) -> Any:
+    if text.lower() in ("true", "false", "none", "null") and text not in ("True", "False", "None"):
+        # As a bare word it would become a string, and a non-empty string is true.
+        raise InputError(f"Option `{key}={text}`: write Python's `True`, `False` or `None` (or quote a string).")
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if all(character.isalnum() or character in "_-.+:/ " for character in text):
+            return text
+        raise InputError(f"Option `{key}={text}` is not a Python literal. Quote strings: `{key}='{text}'`.") from None
+
+
+def teacher_settings(name: str) -> dict[str, Any]:
+    """Every setting of a teacher with defaults filled in, JSON-ready, for provenance and for hashing."""
+    spec = parse_teacher(name)
+    defaults = _BUILTIN[spec.name].defaults if spec.builtin else {}
+    settings = {**defaults, **spec.options}
+    return {key: value if _is_json(value) else repr(value) for key, value in sorted(settings.items())}
+
+
+def _is_json(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def make_teacher(name: str, charge: int = 0, multiplicity: int = 1, *, smiles: str = "") -> BaseCalculator:
+    """A fresh teacher for structures of one charge and multiplicity.
+
+    Built-in xTB teachers start every calculation from a cold SCF guess, so labels do not depend on their order.
+
+    Parameters
+    ----------
+    name
+        See `parse_teacher`.
+    charge
+        Total charge, e.
+    multiplicity
+        Spin multiplicity 2S+1.
+    smiles
+        Where known: gives MMFF94 its bonds. A teacher that needs no bonds ignores it.
+
+    Returns
+    -------
+    An ASE calculator; what it gives is in its ``implemented_properties`` (energies eV, forces eV/Å, charges e,
+    dipole e·Å).
+
+    Raises
+    ------
+    InputError
+        The name or an option is wrong.
+    MissingDependency
+        The package behind the teacher is not installed.
+    TeacherError
+        A charged or open-shell structure is given to a ``module:Class`` that takes no ``charge`` or ``multiplicity``:
+        it would be computed as neutral without a word. Calculators that read ``atoms.info["charge"]`` and
+        ``atoms.info["multiplicity"]`` themselves are named with the option ``charge_from_info=True``.
+    """
+    spec = parse_teacher(name)
+    if spec.builtin:
+        return _BUILTIN[spec.name].factory(spec.options, int(charge), int(multiplicity), smiles)
+    return _make_from_module(spec, int(charge), int(multiplicity))
+
+
+def _make_from_module(spec: TeacherSpec, charge: int, multiplicity: int) -> BaseCalculator:
+    cls = _load_class(spec.name)
+    options = dict(spec.options)
+    from_info = bool(options.pop(CHARGE_FROM_INFO, False))
+    accepted, takes_any = _parameters(cls)
+    for key in options:
+        # A class with **kwargs may know more than it declares, so there only what looks like a slip is refused.
+        if key not in accepted and (not takes_any or _close(key, accepted) != "."):
+            raise InputError(f"`{spec.name}` takes no `{key}`{did_you_mean(key, accepted)}")
+    for key, value, neutral in (("charge", charge, 0), ("multiplicity", multiplicity, 1)):
+        if from_info or key in options:
+            continue
+        if key in accepted:
+            options[key] = value
+        elif value != neutral:
+            raise TeacherError(
+                f"The structure has {key} {value}, but `{spec.name}` takes no argument `{key}`. If it reads "
+                f"atoms.info[{key!r}] instead, add the option `{CHARGE_FROM_INFO}=True`."
+            )
+    try:
+        calculator = cls(**options)
+    except TypeError as error:
+        raise InputError(f"`{spec.name}` could not be made with {options}: {error}") from error
+    if not hasattr(calculator, "get_property"):
+        raise InputError(f"`{spec.name}` is not an ASE calculator: it has no `get_property`.")
+    return calculator
+
+
+def _load_class(name: str) -> Callable[..., Any]:
+    module_name, _, path = name.partition(":")
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"Teacher `{name}`: module `{module_name}` could not be imported ({error}).") from error
+    for part in path.split("."):
+        if not hasattr(target, part):
+            public = [word for word in dir(target) if not word.startswith("_")]
+            close = did_you_mean(part, public) if len(public) < 20 else _close(part, public)
+            raise InputError(f"Module `{module_name}` has no `{path}`{close}")
+        target = getattr(target, part)
+    if not callable(target):
+        raise InputError(f"`{name}` is not a class or a function that makes a calculator.")
+    return target
+
+
+def _close(word: str, allowed: Iterable[str]) -> str:
+    hint = did_you_mean(word, allowed)
+    return hint if "did you mean" in hint else "."
+
+
+def _parameters(cls: Callable[..., Any]) -> tuple[set[str], bool]:
+    """Named keyword arguments of a calculator class, and whether it takes any others too."""
+    try:
+        signature = inspect.signature(cls)
+    except (TypeError, ValueError):
+        return set(), True
+    kinds = inspect.Parameter
+    names = {
+        p.name for p in signature.parameters.values() if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    }
+    takes_any = any(p.kind is kinds.VAR_KEYWORD for p in signature.parameters.values())
+    defaults = getattr(cls, "default_parameters", None)
+    if takes_any and isinstance(defaults, Mapping):
+        # ASE's own classes list their keywords here and take **kwargs.
+        names |= set(defaults)
+    return names, takes_any
+
+
+def teacher_version(name: str) -> str:
+    """Package and version behind a teacher, e.g. ``"tblite 0.8.0"``, for provenance. Does not make the teacher."""
+    spec = parse_teacher(name)
+    if spec.builtin:
+        distribution = _BUILTIN[spec.name].distribution
+        try:
+            return f"{distribution} {metadata.version(distribution)}"
+        except metadata.PackageNotFoundError:
+            module = require(distribution, extra="xtb" if distribution == "tblite" else "train", purpose="make labels")
+            return f"{distribution} {getattr(module, '__version__', 'of unknown version')}"
+    top = spec.name.partition(":")[0].partition(".")[0]
+    for distribution in metadata.packages_distributions().get(top, []):
+        return f"{distribution} {metadata.version(distribution)}"
+    module = sys.modules.get(top)
+    return f"{top} {getattr(module, '__version__', 'of unknown version')}"
+
+
+def check_electron_count(numbers: np.ndarray, charge: int, multiplicity: int) -> None:
+    """Refuse a charge and multiplicity that no set of electrons can have.
+
+    n electrons allow multiplicities of the parity of n + 1, up to n + 1 (all spins parallel).
+
+    Parameters
+    ----------
+    numbers
+        (N,) atomic numbers.
+    charge
+        Total charge, e.
+    multiplicity
+        Spin multiplicity 2S+1.
+
+    Raises
+    ------
+    TeacherError
+        With the multiplicities that are possible.
+    """
+    electrons = int(np.sum(numbers)) - charge
+    if electrons < 0:
+        raise TeacherError(f"Charge {charge:+d} takes away more electrons than the {int(np.sum(numbers))} there are.")
+    if 1 <= multiplicity <= electrons + 1 and (electrons - multiplicity) % 2 == 1:
+        return
+    first = 1 if electrons % 2 == 0 else 2
+    possible = ", ".join(str(m) for m in range(first, min(electrons + 1, first + 4) + 1, 2))
+    raise TeacherError(
+        f"{electrons} electrons ({_formula(numbers)}, charge {charge:+d}) cannot have multiplicity {multiplicity}; "
+        f"possible are {possible}, … Set the right charge or multiplicity."
+    )
+
+
+def _formula(numbers: np.ndarray) -> str:
+    elements, counts = np.unique(np.asarray(numbers, dtype=int), return_counts=True)
+    return "".join(f"{chemical_symbols[z]}{n if n > 1 else ''}" for z, n in zip(elements, counts, strict=True))

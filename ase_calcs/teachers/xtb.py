@@ -1,0 +1,240 @@
+"""GFN1-xTB and GFN2-xTB through tblite, as a teacher: single-threaded, and every label from a cold SCF guess.
+
+tblite brings an ASE calculator too. Ours differs where a teacher must: a result never starts from the one before it
+(a warm guess makes forces depend on the order of the structures by 1.5e-4 eV/Å), failures become `TeacherError` with
+the reason, charge and multiplicity are checked against the number of electrons, and a calculation runs on one thread
+whatever the environment says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+from ..errors import InputError, TeacherError, did_you_mean, require
+from ..units import BOHR, HARTREE, KB
+from .registry import check_electron_count
+
+_METHODS = ("GFN1-xTB", "GFN2-xTB")
+_SOLVATION = ("alpb", "gbsa", "gbe", "gb", "ddX")
+
+
+class XTBCalculator(Calculator):
+    """GFN1-xTB or GFN2-xTB.
+
+    Parameters
+    ----------
+    method
+        ``"GFN1-xTB"`` (10.1021/acs.jctc.7b00118) or ``"GFN2-xTB"`` (10.1021/acs.jctc.8b01176).
+    charge
+        Total charge, e.
+    multiplicity
+        Spin multiplicity 2S+1. The Hamiltonian is spin-restricted: open shells are filled by fractional occupation.
+    accuracy
+        tblite's convergence factor: the SCF stops at 1e-6·accuracy Hartree. tblite's own default is 1.0; at 0.1 forces
+        are converged to about 1e-5 eV/Å, which the student's labels need.
+    electronic_temperature
+        K, of the Fermi smearing.
+    max_iterations
+        SCF cycles before a structure is refused.
+    mixer_damping
+        Of the Broyden mixer, in (0, 1].
+    solvation
+        tblite's solvation model and its arguments, e.g. ``("alpb", "water")``.
+    guess
+        ``"cold"`` starts every SCF from superposed atomic densities: results are a function of the structure alone.
+        ``"warm"`` starts from the last result, a quarter faster along a trajectory; never for labels.
+
+    Gives energy, free_energy, energies, forces, charges (Mulliken), dipole (e·Å), and stress where all three directions
+    are periodic. With charge ≠ 0 the dipole depends on the origin of the coordinates.
+    """
+
+    implemented_properties: ClassVar[list[str]] = [  # type: ignore[misc]
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "charges",
+        "dipole",
+        "stress",
+    ]
+
+    def __init__(
+        self,
+        method: str = "GFN2-xTB",
+        *,
+        charge: int = 0,
+        multiplicity: int = 1,
+        accuracy: float = 0.1,
+        electronic_temperature: float = 300.0,
+        max_iterations: int = 250,
+        mixer_damping: float = 0.4,
+        solvation: tuple[Any, ...] | None = None,
+        guess: Literal["cold", "warm"] = "cold",
+    ):
+        super().__init__()
+        if method not in _METHODS:
+            raise InputError(f"Unknown xTB method `{method}`{did_you_mean(method, _METHODS)}")
+        if guess not in ("cold", "warm"):
+            raise InputError(f"`guess` is {guess!r}; allowed are 'cold' and 'warm'.")
+        for key, value in (
+            ("accuracy", accuracy),
+            ("electronic_temperature", electronic_temperature),
+            ("max_iterations", max_iterations),
+            ("mixer_damping", mixer_damping),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise InputError(f"`{key}` of an xTB teacher must be a positive number, not {value!r}.")
+        if solvation is not None and (not isinstance(solvation, tuple | list) or solvation[0] not in _SOLVATION):
+            raise InputError(f"`solvation` is {solvation!r}; write e.g. ('alpb', 'water'); models: {_SOLVATION}.")
+        self.method = method
+        self.charge = int(charge)
+        self.multiplicity = int(multiplicity)
+        self.accuracy = float(accuracy)
+        self.electronic_temperature = float(electronic_temperature)
+        self.max_iterations = int(max_iterations)
+        self.mixer_damping = float(mixer_damping)
+        self.solvation = tuple(solvation) if solvation is not None else None
+        self.guess = guess
+        self._forget()
+        require("tblite.interface", extra="xtb", purpose="label with GFN1-xTB or GFN2-xTB")
+
+    def _forget(self) -> None:
+        self._engine: Any = None  # tblite's calculator for the atoms seen last
+        self._engine_for: tuple[bytes, bytes] | None = None
+        self._last: Any = None  # the last result, used as a guess only where guess is "warm"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles and deep-copies without tblite's handles, which hold C pointers."""
+        return {**self.__dict__, "_engine": None, "_engine_for": None, "_last": None}
+
+    def reset(self) -> None:
+        """Forget results and, for a warm guess, the last wavefunction."""
+        super().reset()
+        self._forget()
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """One single point; every property comes with it.
+
+        Raises
+        ------
+        TeacherError
+            No atoms, NaN or coinciding positions, impossible multiplicity, element without parameters, SCF failure.
+        """
+        super().calculate(atoms, properties, system_changes)
+        self.results = {}
+        assert self.atoms is not None  # set by the base class
+        with _one_thread():
+            result = self._single_point(self.atoms)
+        self._last = result if self.guess == "warm" else None
+        self.results = _convert(result, self.atoms)
+        if not np.isfinite(self.results["energy"]) or not np.isfinite(self.results["forces"]).all():
+            self.results = {}
+            raise TeacherError(f"{self.method} returned an energy or forces that are not finite.")
+
+    def _single_point(self, atoms: Atoms) -> Any:
+        if len(atoms) == 0:
+            raise TeacherError("There are no atoms.")
+        if not np.isfinite(atoms.positions).all():
+            raise TeacherError("Positions contain NaN or infinity.")
+        system = (atoms.numbers.tobytes(), atoms.pbc.tobytes())
+        try:
+            if self._engine is None or self._engine_for != system:
+                check_electron_count(atoms.numbers, self.charge, self.multiplicity)
+                self._forget()
+                self._engine, self._engine_for = self._make_engine(atoms), system
+            else:
+                cell = np.ascontiguousarray(atoms.cell.array) / BOHR if atoms.pbc.any() else None
+                self._engine.update(positions=atoms.positions / BOHR, lattice=cell)
+            return self._engine.singlepoint(self._last)
+        except (RuntimeError, ValueError, TypeError) as error:
+            self._forget()  # tblite's handles may be half updated
+            if isinstance(error, TeacherError):
+                raise
+            raise TeacherError(f"{self.method}: {_first_line(error)}") from error
+
+    def _make_engine(self, atoms: Atoms) -> Any:
+        interface = require("tblite.interface", extra="xtb", purpose="label with GFN1-xTB or GFN2-xTB")
+        periodic = atoms.pbc.any()
+        engine = interface.Calculator(
+            self.method,
+            atoms.numbers,
+            atoms.positions / BOHR,
+            float(self.charge),
+            self.multiplicity - 1,
+            atoms.cell.array / BOHR if periodic else None,
+            atoms.pbc if periodic else None,
+        )
+        engine.set("verbosity", 0)
+        engine.set("accuracy", self.accuracy)
+        engine.set("temperature", self.electronic_temperature * KB / HARTREE)
+        engine.set("max-iter", self.max_iterations)
+        engine.set("mixer-damping", self.mixer_damping)
+        if self.solvation is not None:
+            engine.add(f"{self.solvation[0]}-solvation", *self.solvation[1:])
+        return engine
+
+
+def _convert(result: Any, atoms: Atoms) -> dict[str, Any]:
+    """tblite's atomic units into ours, the one place where it happens."""
+    energy = float(result["energy"]) * HARTREE
+    converted = {
+        "energy": energy,
+        "free_energy": energy,
+        "energies": result["energies"] * HARTREE,
+        "forces": -result["gradient"] * (HARTREE / BOHR),
+        "charges": np.array(result["charges"]),
+        "dipole": result["dipole"] * BOHR,
+    }
+    if atoms.pbc.all():
+        virial = result["virial"] * (HARTREE / atoms.get_volume())  # (3, 3), already with the sign of ASE's stress
+        converted["stress"] = virial.flat[[0, 4, 8, 5, 2, 1]]
+    return converted
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+@lru_cache(maxsize=1)
+def _openmp() -> Any:
+    """The OpenMP runtime that tblite is linked against, or None where there is none."""
+    library = require("tblite._libtblite", extra="xtb", purpose="label with GFN1-xTB or GFN2-xTB")
+    try:
+        handle = ctypes.CDLL(library.__file__)  # symbols are looked up in the libraries it depends on, too
+        handle.omp_get_max_threads.restype = ctypes.c_int
+        handle.omp_set_num_threads.argtypes = [ctypes.c_int]
+    except (OSError, AttributeError):
+        return None
+    return handle
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run tblite on one OpenMP thread and give the calling thread its number back afterwards.
+
+    Two threads per process on two busy cores are 3 to 60 times slower than one.
+    """
+    openmp = _openmp()
+    if openmp is None:
+        yield
+        return
+    threads = openmp.omp_get_max_threads()
+    openmp.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        openmp.omp_set_num_threads(threads)
