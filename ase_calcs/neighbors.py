@@ -1,0 +1,271 @@
+"""Neighbour lists (vesin), a list with a skin that knows when it may be reused, and `AtomGraph`s made from them.
+
+The contract of every list here: a *full* list of directed edges (i, j, S) with ``|x_j + S @ cell − x_i| < cutoff``,
+both directions of every pair, periodic images of an atom itself included, the atom itself (i = j, S = 0) not; sorted by
+i, then j, then S. Positions may lie anywhere, inside the cell or outside; S always refers to the positions as given.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from ase import Atoms
+from vesin import NeighborList
+
+from .errors import InputError, StructureError
+from .graph import AtomGraph
+
+Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def neighbor_list(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> Edges:
+    """Full neighbour list, any cell: triclinic, left-handed, smaller than the cutoff, periodic in some directions only.
+
+    Parameters
+    ----------
+    positions
+        (N, 3), Å.
+    cell
+        (3, 3), Å, rows are lattice vectors; rows of directions that are not periodic are not looked at.
+    pbc
+        (3,) bool.
+    cutoff
+        Å; pairs closer than this are neighbours.
+
+    Returns
+    -------
+    i, j
+        (E,) int64, centres and neighbours.
+    S
+        (E, 3) int64, lattice translations of j in units of the cell vectors.
+
+    Raises
+    ------
+    StructureError
+        Positions or cell with NaN or infinities; a periodic direction without a lattice vector, or periodic lattice
+        vectors that are not linearly independent.
+    """
+    positions = np.ascontiguousarray(positions, dtype=np.float64)
+    pbc = np.asarray(pbc, dtype=bool)
+    _check_finite(positions)
+    if len(positions) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
+    box = periodic_frame(cell, pbc)
+    backend = NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
+    pairs, shifts = backend.compute(positions, box, pbc, "PS", copy=False)
+    order = _order(pairs, shifts, len(positions))
+    pairs = pairs[order].astype(np.int64)  # indexing copies: the backend owns what it returned
+    shifts = shifts[order].astype(np.int64)
+    return pairs[:, 0], pairs[:, 1], shifts
+
+
+def periodic_frame(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """The cell with the rows of non-periodic directions replaced by unit vectors orthogonal to the periodic ones.
+
+    Such a frame is always invertible, and depends only on what matters to a neighbour list.
+
+    Raises
+    ------
+    StructureError
+        If the periodic rows are not finite and linearly independent.
+    """
+    frame = np.array(cell, dtype=np.float64)
+    if not pbc.any():
+        return np.eye(3)
+    if not np.isfinite(frame[pbc]).all():
+        raise StructureError("The cell has NaN or infinite entries. Give finite lattice vectors, in Å.")
+    if not pbc.all():
+        periodic = frame[pbc]
+        _, _, basis = np.linalg.svd(periodic)
+        frame[~pbc] = basis[len(periodic) :]  # rows of V that span the complement
+    lengths = np.linalg.norm(frame, axis=1)
+    if (lengths == 0).any() or abs(np.linalg.det(frame / lengths[:, None])) < 1e-6:
+        raise StructureError(
+            f"pbc is {pbc.tolist()}, but the cell {np.asarray(cell).tolist()} does not have a lattice vector for each "
+            "periodic direction, or they are linearly dependent. Set the cell (atoms.cell = …) or switch pbc off."
+        )
+    return frame
+
+
+def _check_finite(positions: np.ndarray) -> None:
+    if not np.isfinite(positions).all():
+        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+        raise StructureError(
+            f"Positions of {len(bad)} of {len(positions)} atoms are NaN or infinite (first: atom {bad[0]}). "
+            "If this happened during dynamics, the run has blown up: use a shorter time step or a better model."
+        )
+
+
+def _order(pairs: np.ndarray, shifts: np.ndarray, n_atoms: int) -> np.ndarray:
+    """Permutation that sorts edges by i, j, S."""
+    if len(pairs) == 0:
+        return np.zeros(0, np.int64)
+    low = shifts.min(axis=0).astype(np.int64)
+    span = shifts.max(axis=0).astype(np.int64) - low + 1
+    # One packed integer sorts several times faster than lexsort; Python integers below cannot overflow.
+    if int(n_atoms) ** 2 * int(span[0]) * int(span[1]) * int(span[2]) >= 2**63:
+        return np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], pairs[:, 1], pairs[:, 0]))
+    key = pairs[:, 0].astype(np.int64) * n_atoms + pairs[:, 1].astype(np.int64)
+    for axis in range(3):
+        if span[axis] > 1:
+            key = key * span[axis] + (shifts[:, axis] - low[axis])
+    return np.argsort(key, kind="stable")
+
+
+class SkinNeighborList:
+    """A neighbour list that is remade only when an edge could have been missed.
+
+    A list of all edges within ``cutoff + skin`` is kept, and every call returns those of them that are now within
+    ``cutoff``: exactly what `neighbor_list` returns, at a few array operations per call.
+
+    When may the kept list be used? Write the new cell as ``C' = C F`` and the new positions as ``x' = x F + u``. The
+    vector of a pair becomes ``r' = r F + u_j − u_i``, so ``|r'| ≥ σ_min(F) |r| − 2 max|u|``, with σ_min the smallest
+    singular value of F. A pair that was not listed (``|r| ≥ cutoff + skin``) therefore stays outside the cutoff as
+    long as ``σ_min(F) (cutoff + skin) − 2 max|u| ≥ cutoff``. This covers drifting atoms, cells that change under a
+    barostat, and atoms that are wrapped back into the cell (u jumps by a lattice vector, so the list is remade).
+
+    Parameters
+    ----------
+    cutoff
+        Å.
+    skin
+        Å; zero remakes the list at every call in which anything moved.
+    """
+
+    def __init__(self, cutoff: float, skin: float):
+        if not (np.isfinite(cutoff) and cutoff > 0):
+            raise InputError(f"cutoff is {cutoff!r}; a positive length in Å is needed.")
+        if not (np.isfinite(skin) and skin >= 0):
+            raise InputError(f"skin is {skin!r}; zero or a positive length in Å is needed.")
+        self.cutoff = float(cutoff)
+        self.skin = float(skin)
+        self.n_builds = 0  # how often the list was remade
+        self.n_updates = 0  # how often it was asked for
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the kept list."""
+        self._positions: np.ndarray | None = None
+        self._cell = self._pbc = self._frame_inverse = np.zeros(0)
+        self._candidates: Edges = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
+        self._has_shifts = False
+
+    def update(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Edges:
+        """Edges (i, j, S) of these positions, as `neighbor_list` returns and with the errors it raises.
+
+        The returned arrays may be kept but must not be written to.
+        """
+        positions = np.asarray(positions, dtype=np.float64)
+        cell = np.asarray(cell, dtype=np.float64)
+        self.n_updates += 1
+        if not self._reusable(positions, cell, pbc):
+            self._build(positions, cell, np.array(pbc, dtype=bool))
+        i, j, S = self._candidates
+        vectors = positions[j]
+        vectors -= positions[i]
+        if self._has_shifts:
+            vectors += S @ np.where(self._pbc[:, None], cell, 0.0)
+        inside = np.einsum("ec,ec->e", vectors, vectors) < self.cutoff**2
+        if inside.all():
+            return i, j, S
+        kept = inside.nonzero()[0]
+        return i.take(kept), j.take(kept), S.take(kept, axis=0)
+
+    def _build(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
+        self.reset()  # an error below must not leave a stale list behind
+        candidates = neighbor_list(positions, cell, pbc, self.cutoff + self.skin)
+        self._candidates = candidates
+        self._has_shifts = bool(candidates[2].any())
+        self._cell, self._pbc = cell.copy(), pbc
+        self._frame_inverse = np.linalg.inv(periodic_frame(cell, pbc))
+        self._positions = positions.copy()
+        self.n_builds += 1
+
+    def _reusable(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
+        reference = self._positions
+        if reference is None or reference.shape != positions.shape or not np.array_equal(self._pbc, pbc):
+            return False
+        reach = self.cutoff + self.skin
+        if self._pbc.any() and not np.array_equal(self._cell, cell):
+            strain = self._frame_inverse @ periodic_frame(cell, self._pbc)  # F of C' = C F
+            reference = reference @ strain
+            reach *= np.linalg.svd(strain, compute_uv=False)[-1]
+        moved = positions - reference
+        margin = 0.5 * (reach - self.cutoff)
+        # A NaN anywhere makes the comparison false, and remaking the list raises the error that names it.
+        return bool(margin >= 0 and len(moved) and np.einsum("nc,nc->n", moved, moved).max() <= margin**2)
+
+
+def graph_from_arrays(
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: np.ndarray,
+    cutoff: float,
+    charge: float = 0.0,
+    multiplicity: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    *,
+    device: torch.device | str = "cpu",
+    edges: Edges | None = None,
+) -> AtomGraph:
+    """One structure as an `AtomGraph`.
+
+    Parameters
+    ----------
+    numbers, positions, cell, pbc
+        (N,) int, (N, 3) Å, (3, 3) Å, (3,) bool.
+    cutoff
+        Å; not used if `edges` is given.
+    charge, multiplicity
+        Total charge in e and spin multiplicity 2S+1.
+    dtype, device
+        Of the tensors that are made.
+    edges
+        (i, j, S) from `neighbor_list` or `SkinNeighborList.update`, if there is one already.
+
+    Raises
+    ------
+    StructureError
+        See `neighbor_list`.
+    """
+    if edges is None:
+        edges = neighbor_list(positions, cell, pbc, cutoff)
+    i, j, shifts = edges
+    pairs = np.empty((2, len(i)), dtype=np.int64)
+    pairs[0] = i
+    pairs[1] = j
+    n_atoms = len(numbers)
+    real = {"dtype": dtype, "device": device}
+    return AtomGraph(
+        numbers=torch.tensor(np.asarray(numbers, dtype=np.int64), device=device),
+        positions=torch.tensor(np.asarray(positions), **real),
+        cell=torch.tensor(np.asarray(cell), **real).reshape(1, 3, 3),
+        pbc=torch.tensor(np.asarray(pbc, dtype=bool), device=device).reshape(1, 3),
+        system=torch.zeros(n_atoms, dtype=torch.int64, device=device),
+        edges=torch.from_numpy(pairs).to(device),
+        edge_shifts=torch.tensor(shifts, **real),
+        charge=torch.tensor([float(charge)], **real),
+        multiplicity=torch.tensor([float(multiplicity)], **real),
+    )
+
+
+def graph_from_atoms(
+    atoms: Atoms,
+    cutoff: float,
+    *,
+    dtype: torch.dtype = torch.float32,
+    charge: float = 0.0,
+    multiplicity: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> AtomGraph:
+    """One `ase.Atoms` as an `AtomGraph`; charge and multiplicity are the arguments, not read from the atoms.
+
+    Raises
+    ------
+    StructureError
+        See `neighbor_list`.
+    """
+    return graph_from_arrays(
+        atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, cutoff, charge, multiplicity, dtype, device=device
+    )
