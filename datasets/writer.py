@@ -1,0 +1,269 @@
+"""Writing a dataset file: streamed into a temporary file, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..ase_calcs.errors import DataError, require
+from .schema import (
+    EXTRA_FIELDS,
+    FIELDS,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    HESSIAN_FIELDS,
+    LABEL_FIELDS,
+    TEXT_FIELDS,
+    unit_of,
+)
+from .structure import Labels, Structure
+
+CHUNK_BYTES = 1 << 18
+FRAMES_PER_FLUSH = 4096
+HASH_ROWS = 1 << 18
+
+# Structure, its labels if it has any, and further arrays of the frame if there are any.
+Frame = tuple[Structure, Labels | None] | tuple[Structure, Labels | None, Mapping[str, Any]]
+
+
+def h5py_module() -> Any:
+    """The h5py module, or one sentence on how to install it."""
+    return require("h5py", extra="train", purpose="read and write dataset files")
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success fsync it and rename it to `path`, on failure remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}"
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def content_hash(arrays: Mapping[str, Any]) -> str:
+    """Hash of names, types, shapes and values of arrays (32 hex digits), whatever the container and its compression."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {np.dtype(array.dtype).str} {tuple(array.shape)}\n".encode())
+        for start in range(0, len(array), HASH_ROWS):
+            digest.update(np.ascontiguousarray(array[start : start + HASH_ROWS]).tobytes())
+    return digest.hexdigest()
+
+
+def write_dataset(
+    path: str | Path,
+    frames: Iterable[Frame],
+    *,
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Write a dataset file; equal frames give byte-equal arrays.
+
+    Parameters
+    ----------
+    path
+        Target; replaced in one step if it exists.
+    frames
+        (structure, labels) pairs, labels None where there are none. A third member may hold further arrays of the
+        frame: ``velocities`` (N, 3) Å/fs, ``temperature`` () K, and ``hessian_rows`` (k, 3N) eV/Å² together with
+        ``hessian_row_index`` (k,), where row 3a + d is the derivative of the gradient with respect to direction d of
+        atom a. Labels that are None are stored as rows of NaN if other frames have them, else not at all.
+    provenance
+        Teacher, version, settings, seed, hash of the source file, …: anything that JSON can hold.
+
+    Returns
+    -------
+    Path
+        The target.
+
+    Raises
+    ------
+    DataError
+        No frames, an array of the wrong shape, or a value that is not finite.
+    """
+    path = Path(path)
+    try:
+        provenance_json = json.dumps(dict(provenance), ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"The provenance of {path} cannot be written as JSON: {error}.") from error
+    with atomic_write(path) as temporary, h5py_module().File(temporary, "w") as file:
+        writer = _Writer(file)
+        for frame in frames:
+            structure, labels, extras = frame if len(frame) == 3 else (*frame, {})
+            writer.add(structure, labels, extras)
+        if writer.n_frames == 0:
+            raise DataError(f"There are no frames to write to {path}; a dataset has at least one.")
+        writer.finish()
+        file.attrs["format"] = FORMAT_NAME
+        file.attrs["version"] = FORMAT_VERSION
+        file.attrs["provenance"] = provenance_json
+        file.attrs["content_hash"] = content_hash(file)
+    return path
+
+
+class _Writer:
+    """Collects frames and appends them to the file in large pieces."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.n_frames = 0
+        self.n_atoms = 0
+        self.text: dict[str, dict[str, int]] = {name: {} for name in TEXT_FIELDS}
+        self.hessian_counts: list[int] = []
+        self.sizes: list[int] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        self.first_frame, self.first_atom = self.n_frames, self.n_atoms
+        self.rows: dict[str, list[np.ndarray | None]] = {name: [] for name in FIELDS}
+        self.hessian: dict[str, list[np.ndarray]] = {"hessian_rows": [], "hessian_row_index": []}
+
+    def add(self, structure: Structure, labels: Labels | None, extras: Mapping[str, np.ndarray]) -> None:
+        """Check one frame and take it into the buffers."""
+        where = f"Frame {self.n_frames} ({structure.group or 'no group'}, {structure.origin or 'no origin'})"
+        n = len(structure.numbers)
+        if n == 0:
+            raise DataError(f"{where} has no atoms.")
+        values: dict[str, Any] = {
+            name: getattr(structure, name) for name in ("numbers", "positions", "cell", "pbc", "charge", "multiplicity")
+        }
+        for name in TEXT_FIELDS:
+            table = self.text[name]
+            values[name] = table.setdefault(str(getattr(structure, name)), len(table))
+        if labels is not None:
+            values |= {name: getattr(labels, name) for name in LABEL_FIELDS}
+        unknown = set(extras) - set(EXTRA_FIELDS) - set(HESSIAN_FIELDS)
+        if unknown:
+            raise DataError(f"{where} has arrays that the dataset format does not know: {', '.join(sorted(unknown))}.")
+        values |= {name: extras[name] for name in EXTRA_FIELDS if name in extras}
+        for name, spec in FIELDS.items():
+            value = values.get(name)
+            row = None if value is None else _checked_row(value, name, n, where)
+            self.rows[name].append(row if row is None or spec.per == "atom" else row[None])
+        self._add_hessian(extras, n, where)
+        self.sizes.append(n)
+        self.n_frames += 1
+        self.n_atoms += n
+        if self.n_frames - self.first_frame >= FRAMES_PER_FLUSH:
+            self.flush()
+
+    def _add_hessian(self, extras: Mapping[str, np.ndarray], n: int, where: str) -> None:
+        if ("hessian_rows" in extras) != ("hessian_row_index" in extras):
+            raise DataError(f"{where}: `hessian_rows` and `hessian_row_index` go together.")
+        if "hessian_rows" not in extras:
+            self.hessian_counts.append(0)
+            return
+        rows, index = (
+            np.asarray(extras["hessian_rows"], dtype="<f8"),
+            np.asarray(extras["hessian_row_index"], dtype="<i4"),
+        )
+        if index.ndim != 1 or rows.shape != (len(index), 3 * n) or not np.isfinite(rows).all():
+            raise DataError(
+                f"{where}: `hessian_rows` must be finite with shape ({len(index)}, {3 * n}), got {rows.shape}."
+            )
+        if np.any(index < 0) or np.any(index >= 3 * n):
+            raise DataError(f"{where}: `hessian_row_index` must lie between 0 and {3 * n - 1}.")
+        self.hessian["hessian_rows"].append(rows.ravel())
+        self.hessian["hessian_row_index"].append(index)
+        self.hessian_counts.append(len(index))
+
+    def flush(self) -> None:
+        """Append the buffers to the file."""
+        counts = self.sizes[self.first_frame :]
+        for name, rows in self.rows.items():
+            if all(row is None for row in rows):
+                continue  # rows that are never written read as the fill value, NaN
+            spec = FIELDS[name]
+            filled = [
+                np.full((n if spec.per == "atom" else 1, *spec.tail), np.nan) if row is None else row
+                for row, n in zip(rows, counts, strict=True)
+            ]
+            start, stop = (self.first_atom, self.n_atoms) if spec.per == "atom" else (self.first_frame, self.n_frames)
+            array = self._array(name, spec.dtype, spec.tail)
+            array.resize(stop, axis=0)
+            array[start:stop] = np.concatenate(filled)
+        for name, parts in self.hessian.items():
+            if parts:
+                array = self._array(name, HESSIAN_FIELDS[name], ())
+                values = np.concatenate(parts)
+                array.resize(array.shape[0] + len(values), axis=0)
+                array[-len(values) :] = values
+        self._clear()
+
+    def _array(self, name: str, dtype: str, tail: tuple[int, ...]) -> Any:
+        """The growing array in the file, made on first use."""
+        if name in self.file:
+            return self.file[name]
+        kind = np.dtype(dtype)
+        rows = max(1, CHUNK_BYTES // (kind.itemsize * int(np.prod(tail, dtype=int))))
+        array = self.file.create_dataset(
+            name,
+            shape=(0, *tail),
+            maxshape=(None, *tail),
+            chunks=(rows, *tail),
+            dtype=kind,
+            fillvalue=np.nan if kind.kind == "f" else None,
+            shuffle=True,
+            compression="gzip",
+            compression_opts=4,
+            fletcher32=True,
+            track_times=False,
+        )
+        array.attrs["unit"] = unit_of(name)
+        return array
+
+    def _fixed(self, name: str, values: np.ndarray) -> None:
+        array = self.file.create_dataset(
+            name, data=values, compression="gzip", shuffle=True, fletcher32=True, track_times=False, chunks=True
+        )
+        array.attrs["unit"] = unit_of(name)
+
+    def finish(self) -> None:
+        """Write what is known only at the end."""
+        self.flush()
+        for name, spec in FIELDS.items():
+            if name in self.file:
+                self.file[name].resize(spec.rows(self.n_frames, self.n_atoms), axis=0)
+        self._fixed("offsets", np.concatenate([[0], np.cumsum(self.sizes)]).astype("<i8"))
+        for name, table in self.text.items():
+            # Fixed-length UTF-8: unlike HDF5's variable-length strings it is compressed and checksummed.
+            self._fixed(f"{name}_names", np.array([text.encode() for text in table], dtype=bytes))
+        if "hessian_rows" in self.file:
+            self._fixed("hessian_row_offsets", np.concatenate([[0], np.cumsum(self.hessian_counts)]).astype("<i8"))
+
+
+def _checked_row(value: Any, name: str, n: int, where: str) -> np.ndarray:
+    """One frame's value with the type of the file, or a DataError if its shape or its numbers do not fit."""
+    spec = FIELDS[name]
+    shape = (n, *spec.tail) if spec.per == "atom" else spec.tail
+    row = np.asarray(value)
+    if row.shape != shape:
+        raise DataError(f"{where}: `{name}` has shape {row.shape}, and must have {shape}.")
+    if not np.isfinite(row).all():
+        raise DataError(
+            f"{where}: `{name}` is not finite. A failed label has no place in a dataset; leave the frame out, or give "
+            f"the label as None."
+        )
+    stored = row.astype(spec.dtype)
+    if stored.dtype.kind in "iu" and not np.array_equal(stored, row):
+        raise DataError(f"{where}: `{name}` must be whole numbers within the range of {stored.dtype.name}, got {row}.")
+    return stored
