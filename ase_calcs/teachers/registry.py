@@ -88,7 +88,7 @@ _XTB_DEFAULTS: dict[str, Any] = {
 _BUILTIN: dict[str, _BuiltIn] = {
     "gfn1-xtb": _BuiltIn("tblite", _XTB_DEFAULTS, _make_xtb("GFN1-xTB")),
     "gfn2-xtb": _BuiltIn("tblite", _XTB_DEFAULTS, _make_xtb("GFN2-xTB")),
-    "mmff94": _BuiltIn("rdkit", {"variant": "MMFF94"}, _make_mmff94),
+    "mmff94": _BuiltIn("rdkit", {"variant": "MMFF94", "topology": "each"}, _make_mmff94),
 }
 
 
