@@ -250,6 +250,26 @@ def graph_from_arrays(
     )
 
 
+def moved_graph(graph: AtomGraph, positions: np.ndarray, edges: Edges) -> AtomGraph:
+    """A graph of one structure with other positions (N, 3) and edges; everything else is shared with `graph`."""
+    i, j, shifts = edges
+    pairs = np.empty((2, len(i)), dtype=np.int64)
+    pairs[0] = i
+    pairs[1] = j
+    device = graph.positions.device
+    return AtomGraph(
+        numbers=graph.numbers,
+        positions=torch.tensor(positions, dtype=graph.positions.dtype, device=device),
+        cell=graph.cell,
+        pbc=graph.pbc,
+        system=graph.system,
+        edges=torch.from_numpy(pairs).to(device),
+        edge_shifts=torch.tensor(shifts, dtype=graph.positions.dtype, device=device),
+        charge=graph.charge,
+        multiplicity=graph.multiplicity,
+    )
+
+
 def graph_from_atoms(
     atoms: Atoms,
     cutoff: float,

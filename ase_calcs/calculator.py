@@ -1,0 +1,378 @@
+"""`PotentialCalculator`: a distilled potential as an ASE calculator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+
+from .electronic_state import check_electronic_state, electronic_state
+from .errors import DistillaseError, InputError, StructureError, did_you_mean
+from .evaluation import State, as_results, possible_properties, same_but_positions
+from .graph import AtomGraph, batch_graphs
+from .modelfile import DTYPES, dtype_name, load_model
+from .neighbors import SkinNeighborList, graph_from_arrays, moved_graph
+from .potential import Potential, PotentialOutput
+
+CompileMode = Literal["off", "auto", "on"]
+_SETTABLE = ("charge", "multiplicity", "skin")
+
+
+class PotentialCalculator(Calculator):
+    """Energy, forces, stress, and charges and dipole where the model has them, from a `Potential`.
+
+    >>> atoms.calc = PotentialCalculator("runs/aspirin/model.safetensors")
+
+    Total charge and multiplicity come from the constructor, else from ``atoms.info["charge"]`` and
+    ``atoms.info["multiplicity"]``, else from the sums of initial charges and magnetic moments
+    (multiplicity = |Σm| + 1), else they are 0 and 1. Sources that contradict each other are an error, and so is a state
+    that the training data did not have. Both are part of what results depend on: changing them recalculates.
+
+    Results are recalculated when positions, cell, numbers, pbc, charge or multiplicity differ at all. Forces and stress
+    are calculated when asked for; a property that was asked for at one geometry is calculated along at the next, so a
+    barostat pays for one evaluation per step.
+
+    Parameters
+    ----------
+    model
+        Path of a model file, or a `Potential`, which is copied (training it further does not change the calculator).
+    device
+        ``"cpu"``, ``"cuda"``, …
+    dtype
+        ``"float32"``, ``"float64"`` or None for the model's own.
+    charge, multiplicity
+        Total charge in e and spin multiplicity 2S+1 of every structure, or None to read them from the atoms.
+    compile
+        ``"off"``: the network as it stands. ``"on"``: a compiled one, an error where that is impossible. ``"auto"``:
+        compiled where a C++ compiler is found; `compiled` says which it became.
+    skin
+        Å; the neighbour list is kept until an edge could be missed (`SkinNeighborList`).
+
+    Attributes
+    ----------
+    potential
+        The network in use.
+    elements, cutoff, dtype
+        Its atomic numbers, cutoff in Å, and floating-point type.
+    neighbors
+        The `SkinNeighborList`; ``neighbors.n_builds`` of ``neighbors.n_updates`` calls remade the list.
+
+    Raises
+    ------
+    ModelFileError
+        Wrong, damaged or newer model file.
+    InputError
+        An unknown device, dtype, compile mode or parameter.
+    StructureError
+        From a calculation: no atoms, NaN positions, an element, charge or multiplicity that was not in the training
+        data, periodic boundaries without a cell, sources of the charge that contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Potential,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        charge: int | None = None,
+        multiplicity: int | None = None,
+        compile: CompileMode = "off",
+        skin: float = 0.5,
+    ) -> None:
+        self._state: State | None = None
+        self.potential = _prepared(model, device, dtype)
+        self.neighbors = SkinNeighborList(self.potential.cutoff, skin)
+        self.results: dict[str, Any] = {}
+        self._static: tuple[State, AtomGraph] | None = None  # the graph whose fields other than positions are reused
+        self._wanted: set[str] = set()  # asked for at the geometry of `_state`
+        self._wanted_before: set[str] = set()  # and at the one before
+        if compile not in get_args(CompileMode):
+            raise InputError(f"compile is {compile!r}; allowed are 'off', 'auto' and 'on'.")
+        self._compile: CompileMode = compile
+        self._compiled: Callable[..., PotentialOutput] | None = None
+        self.implemented_properties = ["energy", "free_energy", "forces", "energies", "stress"]
+        if _predicts_charges(self.potential):
+            self.implemented_properties += ["charges", "dipole"]
+        super().__init__()
+        self.parameters.update(
+            model=str(model) if isinstance(model, str | Path) else self.potential.architecture,
+            device=str(device),
+            dtype=dtype_name(self.potential.dtype),
+            compile=compile,
+        )
+        self.set(charge=charge, multiplicity=multiplicity, skin=skin)
+
+    # What the model is ---------------------------------------------------------------------------------------------
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers the model was trained on."""
+        return self.potential.elements
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.potential.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the network; energies are summed in float64."""
+        return self.potential.dtype
+
+    # ASE's protocol ------------------------------------------------------------------------------------------------
+
+    @property
+    def atoms(self) -> Atoms | None:
+        """A copy of the atoms of the last calculation, with their charge and multiplicity in ``info``."""
+        # ASE keeps `atoms.copy()`, which costs as much as a small network; arrays are kept, and atoms made when asked.
+        if self._state is None:
+            return None
+        numbers, positions, cell, pbc, charge, multiplicity = self._state
+        info = {"charge": charge, "multiplicity": multiplicity}
+        return Atoms(numbers, positions, cell=cell, pbc=pbc, info=info)
+
+    @atoms.setter
+    def atoms(self, atoms: Atoms | None) -> None:
+        self._state = None if atoms is None else self._state_of(atoms)
+
+    def set(self, **kwargs: Any) -> dict[str, Any]:
+        """Change ``charge``, ``multiplicity`` or ``skin``; results are dropped if anything changed."""
+        for name in kwargs:
+            if name not in _SETTABLE:
+                raise InputError(
+                    f"`{name}` cannot be set{did_you_mean(name, _SETTABLE)} Make a new calculator for anything else."
+                )
+        for name in ("charge", "multiplicity"):
+            value = kwargs.get(name)
+            if value is not None and (value != int(value) or (name == "multiplicity" and value < 1)):
+                raise InputError(f"{name} is {value!r}; a whole number{' of at least 1' * (name[0] == 'm')} is needed.")
+        changed = super().set(**kwargs)
+        if "skin" in changed:
+            self.neighbors = SkinNeighborList(self.potential.cutoff, changed["skin"])
+        if changed:
+            self.reset()
+        return changed
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What changed since the last calculation, in ASE's words; compares exactly, whatever `tol`."""
+        old = self._state
+        if old is None:
+            return list(all_changes)
+        arrays = atoms.arrays
+        changes = []
+        if old.positions.shape != arrays["positions"].shape or not (old.positions == arrays["positions"]).all():
+            changes.append("positions")
+        if old.numbers.shape != arrays["numbers"].shape or not (old.numbers == arrays["numbers"]).all():
+            changes.append("numbers")
+        if not (old.cell == atoms.cell.array).all():
+            changes.append("cell")
+        if not (old.pbc == atoms.pbc).all():
+            changes.append("pbc")
+        charge, multiplicity = electronic_state(atoms, self.parameters["charge"], self.parameters["multiplicity"])
+        if charge != old.charge:
+            changes.append("initial_charges")
+        if multiplicity != old.multiplicity:
+            changes.append("initial_magmoms")
+        return changes
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """One property, calculated if it must be; arrays are copies. See `ase.calculators.calculator.Calculator`."""
+        if name not in self.implemented_properties:
+            raise PropertyNotImplementedError(f"{name} is not among {', '.join(self.implemented_properties)}.")
+        if atoms is not None and (changes := self.check_state(atoms)):
+            if self._state is not None:
+                self._wanted_before, self._wanted = self._wanted, set()
+            self.reset()
+        else:
+            changes = []
+        if name not in self.results:
+            if not allow_calculation:
+                return None
+            if atoms is None:
+                atoms = self.atoms
+                if atoms is None:
+                    raise StructureError("The calculator has not seen any atoms yet; pass them, or set atoms.calc.")
+            self._wanted.add(name)
+            self.calculate(atoms, [name], changes)
+        result = self.results[name]
+        return result.copy() if isinstance(result, np.ndarray) else result
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Fill ``results`` for these atoms; see `ase.calculators.calculator.Calculator.calculate`."""
+        if atoms is None:
+            atoms = self.atoms
+            if atoms is None:
+                raise StructureError("The calculator has not seen any atoms yet; pass them, or set atoms.calc.")
+        wanted = {*properties, *self._wanted, *self._wanted_before}
+        self._state, self.results = None, {}  # an error below must leave nothing behind
+        state = self._state_of(atoms)
+        wanted = possible_properties(wanted, set(properties), state)
+        graph = self._graph(state)
+        output = self._evaluate(graph, ("forces", "stress") if "stress" in wanted else tuple(wanted & {"forces"}))
+        self.results = as_results(output, 0, slice(None), state, wanted)
+        self._state = state
+
+    # Many structures -----------------------------------------------------------------------------------------------
+
+    def calculate_many(
+        self,
+        structures: Sequence[Atoms],
+        properties: Sequence[str] = ("energy", "forces"),
+        *,
+        max_edges: int = 100_000,
+        max_atoms: int = 10_000,
+    ) -> list[dict[str, Any]]:
+        """Properties of many structures, batched; equal to one calculation each, up to rounding.
+
+        Parameters
+        ----------
+        structures
+            Any sizes and cells, mixed.
+        properties
+            Names from `implemented_properties`.
+        max_edges, max_atoms
+            A batch is closed before it would exceed either, which bounds the memory: a float32 network of width F with
+            L layers needs about 30·F·L bytes per edge. A single larger structure is a batch of its own.
+
+        Returns
+        -------
+        list of dict
+            One per structure, in order, with the properties asked for. `calc.results` is left alone.
+
+        Raises
+        ------
+        StructureError
+            As a single calculation, with the position of the structure in the list.
+        PropertyNotImplementedError
+            A property the model does not have, or stress without three cell vectors.
+        """
+        for name in properties:
+            if name not in self.implemented_properties:
+                raise PropertyNotImplementedError(f"{name} is not among {', '.join(self.implemented_properties)}.")
+        derivatives = tuple({"forces", "stress"} & set(properties))
+        done: list[dict[str, Any]] = []
+        for states, graphs in self._batches(structures, set(properties), max_edges, max_atoms):
+            output = self._evaluate(batch_graphs(graphs), derivatives)
+            start = 0
+            for number, state in enumerate(states):
+                atoms = slice(start, start + len(state.numbers))
+                start = atoms.stop
+                results = as_results(output, number, atoms, state, set(properties))
+                done.append({name: results[name] for name in properties})
+        return done
+
+    def _batches(
+        self, structures: Sequence[Atoms], wanted: set[str], max_edges: int, max_atoms: int
+    ) -> Iterator[tuple[list[State], list[AtomGraph]]]:
+        states: list[State] = []
+        graphs: list[AtomGraph] = []
+        n_edges = n_atoms = 0
+        for index, atoms in enumerate(structures):
+            try:
+                state = self._state_of(atoms)
+                self._check(state)
+                possible_properties(wanted, wanted, state)
+                graph = graph_from_arrays(
+                    *state[:4], self.cutoff, *state[4:], dtype=self.dtype, device=self.potential.device
+                )
+            except DistillaseError as error:
+                raise type(error)(f"Structure {index} of the list: {error}") from error
+            edges = graph.edges.shape[1]
+            if graphs and (n_edges + edges > max_edges or n_atoms + len(state.numbers) > max_atoms):
+                yield states, graphs
+                states, graphs, n_edges, n_atoms = [], [], 0, 0
+            states.append(state)
+            graphs.append(graph)
+            n_edges += edges
+            n_atoms += len(state.numbers)
+        if graphs:
+            yield states, graphs
+
+    # From atoms to the network -------------------------------------------------------------------------------------
+
+    def _state_of(self, atoms: Atoms) -> State:
+        charge, multiplicity = electronic_state(atoms, self.parameters["charge"], self.parameters["multiplicity"])
+        arrays = atoms.arrays
+        return State(
+            arrays["numbers"].copy(),
+            np.array(arrays["positions"], dtype=np.float64),
+            atoms.cell.array.copy(),
+            atoms.pbc.copy(),
+            charge,
+            multiplicity,
+        )
+
+    def _check(self, state: State) -> None:
+        if len(state.numbers) == 0:
+            raise StructureError("There are no atoms to calculate.")
+        self.potential.species(torch.as_tensor(state.numbers, device=self.potential.device))
+        check_electronic_state(state.numbers, state.charge, state.multiplicity, self.potential.header)
+
+    def _graph(self, state: State) -> AtomGraph:
+        """The graph of one structure; what has not changed since the last call is not made again."""
+        edges = None
+        if len(state.numbers):
+            edges = self.neighbors.update(state.positions, state.cell, state.pbc)
+        known = self._static
+        if known is None or not same_but_positions(known[0], state):
+            self._check(state)
+            graph = graph_from_arrays(
+                *state[:4],
+                self.cutoff,
+                *state[4:],
+                dtype=self.dtype,
+                device=self.potential.device,
+                edges=edges,
+            )
+            self._static = (state, graph)
+            return graph
+        return moved_graph(known[1], state.positions, cast(tuple, edges))
+
+    def _evaluate(self, graph: AtomGraph, properties: Sequence[str]) -> PotentialOutput:
+        """The network; the one place where the eager and the compiled path part."""
+        with torch.no_grad():
+            return self.potential(graph, properties)
+
+
+def _prepared(model: str | Path | Potential, device: str | torch.device, dtype: str | torch.dtype | None) -> Potential:
+    """A frozen network of our own on the right device."""
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise InputError(f"Unknown dtype `{dtype}`{did_you_mean(dtype, DTYPES)}")
+        dtype = DTYPES[dtype]
+    if dtype is not None and dtype not in DTYPES.values():
+        raise InputError(f"dtype is {dtype}; allowed are {', '.join(DTYPES)}.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"Device {str(device)!r} cannot be used: {error}. `device='cpu'` works everywhere.") from error
+    if isinstance(model, str | Path):
+        return load_model(model, dtype=dtype, device=device)
+    if not isinstance(model, Potential):
+        raise InputError(f"model is a {type(model).__name__}; give the path of a model file, or a Potential.")
+    return deepcopy(model).to(device=device, dtype=dtype or model.dtype).eval().requires_grad_(False)
+
+
+def _predicts_charges(potential: Potential) -> bool:
+    one_atom = graph_from_arrays(
+        np.array(potential.elements[:1]),
+        np.zeros((1, 3)),
+        np.zeros((3, 3)),
+        np.zeros(3, dtype=bool),
+        potential.cutoff,
+        dtype=potential.dtype,
+        device=potential.device,
+    )
+    with torch.no_grad():
+        return potential(one_atom, ("energy",)).charges is not None
