@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -14,14 +14,20 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from .electronic_state import check_electronic_state, electronic_state
 from .errors import DistillaseError, InputError, StructureError, did_you_mean
-from .evaluation import State, as_results, possible_properties, same_but_positions
+from .evaluation import State, as_results, one_of_batch, possible_properties, state_key, state_of
 from .graph import AtomGraph, batch_graphs
 from .modelfile import DTYPES, dtype_name, load_model
-from .neighbors import SkinNeighborList, graph_from_arrays, moved_graph
+from .neighbors import EdgeArrays, SkinNeighborList, graph_from_arrays, moved_graph
 from .potential import Potential, PotentialOutput
 
 CompileMode = Literal["off", "auto", "on"]
 _SETTABLE = ("charge", "multiplicity", "skin")
+
+
+class _Static(NamedTuple):
+    key: tuple  # `State.key` without the positions
+    edges: EdgeArrays
+    graph: AtomGraph
 
 
 class PotentialCalculator(Calculator):
@@ -89,7 +95,7 @@ class PotentialCalculator(Calculator):
         self.potential = _prepared(model, device, dtype)
         self.neighbors = SkinNeighborList(self.potential.cutoff, skin)
         self.results: dict[str, Any] = {}
-        self._static: tuple[State, AtomGraph] | None = None  # the graph whose fields other than positions are reused
+        self._static: _Static | None = None  # of the last graph; what has not changed is used again
         self._wanted: set[str] = set()  # asked for at the geometry of `_state`
         self._wanted_before: set[str] = set()  # and at the one before
         if compile not in get_args(CompileMode):
@@ -133,13 +139,13 @@ class PotentialCalculator(Calculator):
         # ASE keeps `atoms.copy()`, which costs as much as a small network; arrays are kept, and atoms made when asked.
         if self._state is None:
             return None
-        numbers, positions, cell, pbc, charge, multiplicity = self._state
+        numbers, positions, cell, pbc, charge, multiplicity, _ = self._state
         info = {"charge": charge, "multiplicity": multiplicity}
         return Atoms(numbers, positions, cell=cell, pbc=pbc, info=info)
 
     @atoms.setter
     def atoms(self, atoms: Atoms | None) -> None:
-        self._state = None if atoms is None else self._state_of(atoms)
+        self._state = None if atoms is None else state_of(atoms, self._electronic_state(atoms))
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Change ``charge``, ``multiplicity`` or ``skin``; results are dropped if anything changed."""
@@ -164,22 +170,11 @@ class PotentialCalculator(Calculator):
         old = self._state
         if old is None:
             return list(all_changes)
-        arrays = atoms.arrays
-        changes = []
-        if old.positions.shape != arrays["positions"].shape or not (old.positions == arrays["positions"]).all():
-            changes.append("positions")
-        if old.numbers.shape != arrays["numbers"].shape or not (old.numbers == arrays["numbers"]).all():
-            changes.append("numbers")
-        if not (old.cell == atoms.cell.array).all():
-            changes.append("cell")
-        if not (old.pbc == atoms.pbc).all():
-            changes.append("pbc")
-        charge, multiplicity = electronic_state(atoms, self.parameters["charge"], self.parameters["multiplicity"])
-        if charge != old.charge:
-            changes.append("initial_charges")
-        if multiplicity != old.multiplicity:
-            changes.append("initial_magmoms")
-        return changes
+        new = state_key(atoms, self._electronic_state(atoms))
+        if new == old.key:
+            return []
+        names = ("positions", "numbers", "cell", "pbc", "initial_charges", "initial_magmoms")
+        return [name for name, was, now in zip(names, old.key, new, strict=True) if was != now]
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """One property, calculated if it must be; arrays are copies. See `ase.calculators.calculator.Calculator`."""
@@ -216,11 +211,11 @@ class PotentialCalculator(Calculator):
                 raise StructureError("The calculator has not seen any atoms yet; pass them, or set atoms.calc.")
         wanted = {*properties, *self._wanted, *self._wanted_before}
         self._state, self.results = None, {}  # an error below must leave nothing behind
-        state = self._state_of(atoms)
+        state = state_of(atoms, self._electronic_state(atoms))
         wanted = possible_properties(wanted, set(properties), state)
         graph = self._graph(state)
         output = self._evaluate(graph, ("forces", "stress") if "stress" in wanted else tuple(wanted & {"forces"}))
-        self.results = as_results(output, 0, slice(None), state, wanted)
+        self.results = as_results(output, state, wanted)
         self._state = state
 
     # Many structures -----------------------------------------------------------------------------------------------
@@ -268,7 +263,7 @@ class PotentialCalculator(Calculator):
             for number, state in enumerate(states):
                 atoms = slice(start, start + len(state.numbers))
                 start = atoms.stop
-                results = as_results(output, number, atoms, state, set(properties))
+                results = as_results(one_of_batch(output, number, atoms), state, set(properties))
                 done.append({name: results[name] for name in properties})
         return done
 
@@ -280,11 +275,11 @@ class PotentialCalculator(Calculator):
         n_edges = n_atoms = 0
         for index, atoms in enumerate(structures):
             try:
-                state = self._state_of(atoms)
+                state = state_of(atoms, self._electronic_state(atoms))
                 self._check(state)
                 possible_properties(wanted, wanted, state)
                 graph = graph_from_arrays(
-                    *state[:4], self.cutoff, *state[4:], dtype=self.dtype, device=self.potential.device
+                    *state[:4], self.cutoff, *state[4:6], dtype=self.dtype, device=self.potential.device
                 )
             except DistillaseError as error:
                 raise type(error)(f"Structure {index} of the list: {error}") from error
@@ -301,17 +296,8 @@ class PotentialCalculator(Calculator):
 
     # From atoms to the network -------------------------------------------------------------------------------------
 
-    def _state_of(self, atoms: Atoms) -> State:
-        charge, multiplicity = electronic_state(atoms, self.parameters["charge"], self.parameters["multiplicity"])
-        arrays = atoms.arrays
-        return State(
-            arrays["numbers"].copy(),
-            np.array(arrays["positions"], dtype=np.float64),
-            atoms.cell.array.copy(),
-            atoms.pbc.copy(),
-            charge,
-            multiplicity,
-        )
+    def _electronic_state(self, atoms: Atoms) -> tuple[int, int]:
+        return electronic_state(atoms, self.parameters["charge"], self.parameters["multiplicity"])
 
     def _check(self, state: State) -> None:
         if len(state.numbers) == 0:
@@ -321,23 +307,25 @@ class PotentialCalculator(Calculator):
 
     def _graph(self, state: State) -> AtomGraph:
         """The graph of one structure; what has not changed since the last call is not made again."""
-        edges = None
-        if len(state.numbers):
-            edges = self.neighbors.update(state.positions, state.cell, state.pbc)
+        if len(state.numbers) == 0:
+            raise StructureError("There are no atoms to calculate.")
+        edges = self.neighbors.update_arrays(state.positions, state.cell, state.pbc)
         known = self._static
-        if known is None or not same_but_positions(known[0], state):
-            self._check(state)
+        if known is not None and known.key == state.key[1:]:
+            graph = moved_graph(known.graph, state.positions, None if edges is known.edges else edges)
+        else:
+            if known is None or (known.key[0], known.key[3:]) != (state.key[1], state.key[4:]):
+                self._check(state)  # not for a cell that a barostat changed
             graph = graph_from_arrays(
                 *state[:4],
                 self.cutoff,
-                *state[4:],
+                *state[4:6],
                 dtype=self.dtype,
                 device=self.potential.device,
-                edges=edges,
+                edges=(edges.pairs[0], edges.pairs[1], edges.shifts),
             )
-            self._static = (state, graph)
-            return graph
-        return moved_graph(known[1], state.positions, cast(tuple, edges))
+        self._static = _Static(state.key[1:], edges, graph)
+        return graph
 
     def _evaluate(self, graph: AtomGraph, properties: Sequence[str]) -> PotentialOutput:
         """The network; the one place where the eager and the compiled path part."""

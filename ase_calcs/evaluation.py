@@ -7,16 +7,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 
 from .errors import StructureError
 from .potential import PotentialOutput
 
+StateKey = tuple[bytes, bytes, bytes, bytes, int, int]
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx, yy, zz, yz, xz, xy
 
 
 class State(NamedTuple):
-    """What results depend on, copied from the atoms they were calculated for."""
+    """What results depend on, copied from the atoms they were calculated for.
+
+    `key` holds the same as bytes: comparing bytes is exact and several times cheaper than comparing small arrays.
+    (A zero whose sign changed counts as a change.)
+    """
 
     numbers: np.ndarray
     positions: np.ndarray
@@ -24,6 +30,32 @@ class State(NamedTuple):
     pbc: np.ndarray
     charge: int
     multiplicity: int
+    key: StateKey
+
+
+def state_key(atoms: Atoms, electronic: tuple[int, int]) -> StateKey:
+    """Positions first, then what changes rarely."""
+    arrays = atoms.arrays
+    return (
+        arrays["positions"].tobytes(),
+        arrays["numbers"].tobytes(),
+        atoms.cell.array.tobytes(),
+        atoms.pbc.tobytes(),
+        *electronic,
+    )
+
+
+def state_of(atoms: Atoms, electronic: tuple[int, int]) -> State:
+    """A copy of what matters; `electronic` is charge and multiplicity."""
+    arrays = atoms.arrays
+    return State(
+        arrays["numbers"].copy(),
+        np.array(arrays["positions"], dtype=np.float64),
+        atoms.cell.array.copy(),
+        atoms.pbc.copy(),
+        *electronic,
+        state_key(atoms, electronic),
+    )
 
 
 def possible_properties(wanted: set[str], asked: set[str], state: State) -> set[str]:
@@ -39,39 +71,44 @@ def possible_properties(wanted: set[str], asked: set[str], state: State) -> set[
     return wanted
 
 
-def same_but_positions(old: State, new: State) -> bool:
-    """Whether two states differ at most in their positions."""
-    return (
-        old.charge == new.charge
-        and old.multiplicity == new.multiplicity
-        and old.numbers.shape == new.numbers.shape
-        and bool((old.numbers == new.numbers).all())
-        and bool((old.cell == new.cell).all())
-        and bool((old.pbc == new.pbc).all())
-    )
-
-
-def as_results(output: PotentialOutput, number: int, atoms: slice, state: State, wanted: set[str]) -> dict[str, Any]:
-    """ASE's results of one structure of a batch: floats and float64 arrays of their own."""
-    energy = float(output.energy[number])
-    results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": _numpy(output.energies[atoms])}
+def as_results(output: PotentialOutput, state: State, wanted: set[str]) -> dict[str, Any]:
+    """ASE's results of a batch of one: floats, and float64 arrays of their own."""
+    energy = output.energy.item()
+    results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": _numpy(output.energies)}
     checksum = energy
     if output.forces is not None:
-        results["forces"] = forces = _numpy(output.forces[atoms])
-        checksum += float(forces.sum())
+        results["forces"] = forces = _numpy(output.forces)
+        checksum += np.add.reduce(forces, axis=None)
     if not math.isfinite(checksum):
         raise StructureError(
             "The model's energy or forces are not finite. Two atoms are probably on top of each other; look at the "
             "structure."
         )
     if output.stress is not None and "stress" in wanted:
-        results["stress"] = _numpy(output.stress[number])[_VOIGT]
+        results["stress"] = _numpy(output.stress)[0][_VOIGT]
     if output.charges is not None and output.dipole is not None:
-        results["charges"] = _numpy(output.charges[atoms])
+        results["charges"] = _numpy(output.charges)
         if not state.pbc.any():
-            results["dipole"] = _numpy(output.dipole[number])
+            results["dipole"] = _numpy(output.dipole)[0]
     return results
 
 
+def one_of_batch(output: PotentialOutput, number: int, atoms: slice) -> PotentialOutput:
+    """Structure `number` of a batch, whose atoms are `atoms`, as a batch of one."""
+    one = slice(number, number + 1)
+
+    def cut(tensor: torch.Tensor | None, part: slice) -> torch.Tensor | None:
+        return None if tensor is None else tensor[part]
+
+    return PotentialOutput(
+        output.energy[one],
+        output.energies[atoms],
+        cut(output.forces, atoms),
+        cut(output.stress, one),
+        cut(output.charges, atoms),
+        cut(output.dipole, one),
+    )
+
+
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
-    return np.array(tensor.detach().cpu().numpy(), dtype=np.float64)
+    return tensor.numpy(force=True).astype(np.float64)

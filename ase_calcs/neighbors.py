@@ -7,6 +7,8 @@ i, then j, then S. Positions may lie anywhere, inside the cell or outside; S alw
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from ase import Atoms
@@ -16,6 +18,13 @@ from .errors import InputError, StructureError
 from .graph import AtomGraph
 
 Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class EdgeArrays(NamedTuple):
+    """Edges as `AtomGraph` wants them: pairs (2, E) int64, rows i and j, and shifts (E, 3) int64."""
+
+    pairs: np.ndarray
+    shifts: np.ndarray
 
 
 def neighbor_list(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> Edges:
@@ -145,55 +154,69 @@ class SkinNeighborList:
 
     def reset(self) -> None:
         """Forget the kept list."""
-        self._positions: np.ndarray | None = None
-        self._cell = self._pbc = self._frame_inverse = np.zeros(0)
-        self._candidates: Edges = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
-        self._has_shifts = False
+        self._reference: np.ndarray | None = None  # positions the list was made for
+        self._cell_key = self._pbc_key = self._mask_key = b""
+        self._pbc = np.zeros(3, dtype=bool)
+        self._frame_inverse = np.eye(3)
+        self._candidates = self._edges = EdgeArrays(np.zeros((2, 0), np.int64), np.zeros((0, 3), np.int64))
+        self._real_shifts: np.ndarray | None = None  # float64 copy of the candidates' shifts; None if all are zero
 
     def update(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Edges:
         """Edges (i, j, S) of these positions, as `neighbor_list` returns and with the errors it raises.
 
         The returned arrays may be kept but must not be written to.
         """
+        pairs, shifts = self.update_arrays(positions, cell, pbc)
+        return pairs[0], pairs[1], shifts
+
+    def update_arrays(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> EdgeArrays:
+        """As `update`, as pairs (2, E) and shifts (E, 3); the very same object as long as no edge came or went."""
         positions = np.asarray(positions, dtype=np.float64)
         cell = np.asarray(cell, dtype=np.float64)
         self.n_updates += 1
         if not self._reusable(positions, cell, pbc):
             self._build(positions, cell, np.array(pbc, dtype=bool))
-        i, j, S = self._candidates
-        vectors = positions[j]
-        vectors -= positions[i]
-        if self._has_shifts:
-            vectors += S @ np.where(self._pbc[:, None], cell, 0.0)
+        pairs = self._candidates.pairs
+        vectors = positions.take(pairs[1], axis=0)
+        vectors -= positions.take(pairs[0], axis=0)
+        if self._real_shifts is not None:
+            vectors += self._real_shifts @ np.where(self._pbc[:, None], cell, 0.0)
         inside = np.einsum("ec,ec->e", vectors, vectors) < self.cutoff**2
-        if inside.all():
-            return i, j, S
-        kept = inside.nonzero()[0]
-        return i.take(kept), j.take(kept), S.take(kept, axis=0)
+        key = inside.tobytes()
+        if key != self._mask_key:
+            kept = inside.nonzero()[0]
+            if len(kept) == len(inside):
+                self._edges = self._candidates
+            else:
+                self._edges = EdgeArrays(pairs.take(kept, axis=1), self._candidates.shifts.take(kept, axis=0))
+            self._mask_key = key
+        return self._edges
 
     def _build(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
         self.reset()  # an error below must not leave a stale list behind
-        candidates = neighbor_list(positions, cell, pbc, self.cutoff + self.skin)
-        self._candidates = candidates
-        self._has_shifts = bool(candidates[2].any())
-        self._cell, self._pbc = cell.copy(), pbc
+        i, j, shifts = neighbor_list(positions, cell, pbc, self.cutoff + self.skin)
+        self._candidates = EdgeArrays(np.stack([i, j]), shifts)
+        self._real_shifts = shifts.astype(np.float64) if shifts.any() else None
+        self._cell_key, self._pbc_key, self._pbc = cell.tobytes(), pbc.tobytes(), pbc
         self._frame_inverse = np.linalg.inv(periodic_frame(cell, pbc))
-        self._positions = positions.copy()
+        self._reference = positions.copy()
         self.n_builds += 1
 
     def _reusable(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
-        reference = self._positions
-        if reference is None or reference.shape != positions.shape or not np.array_equal(self._pbc, pbc):
+        reference = self._reference
+        if reference is None or reference.shape != positions.shape or not len(positions):
+            return False
+        if self._pbc_key != np.asarray(pbc, dtype=bool).tobytes():
             return False
         reach = self.cutoff + self.skin
-        if self._pbc.any() and not np.array_equal(self._cell, cell):
+        if self._cell_key != cell.tobytes() and self._pbc.any():
             strain = self._frame_inverse @ periodic_frame(cell, self._pbc)  # F of C' = C F
             reference = reference @ strain
             reach *= np.linalg.svd(strain, compute_uv=False)[-1]
         moved = positions - reference
         margin = 0.5 * (reach - self.cutoff)
         # A NaN anywhere makes the comparison false, and remaking the list raises the error that names it.
-        return bool(margin >= 0 and len(moved) and np.einsum("nc,nc->n", moved, moved).max() <= margin**2)
+        return bool(margin >= 0 and np.maximum.reduce(np.einsum("nc,nc->n", moved, moved)) <= margin**2)
 
 
 def graph_from_arrays(
@@ -250,21 +273,21 @@ def graph_from_arrays(
     )
 
 
-def moved_graph(graph: AtomGraph, positions: np.ndarray, edges: Edges) -> AtomGraph:
-    """A graph of one structure with other positions (N, 3) and edges; everything else is shared with `graph`."""
-    i, j, shifts = edges
-    pairs = np.empty((2, len(i)), dtype=np.int64)
-    pairs[0] = i
-    pairs[1] = j
-    device = graph.positions.device
+def moved_graph(graph: AtomGraph, positions: np.ndarray, edges: EdgeArrays | None = None) -> AtomGraph:
+    """A graph of one structure with other positions (N, 3), and other edges if there are any; it shares all else."""
+    like = graph.positions
+    pairs, shifts = graph.edges, graph.edge_shifts
+    if edges is not None:
+        pairs = torch.from_numpy(edges.pairs).to(like.device)
+        shifts = torch.from_numpy(edges.shifts).to(like)
     return AtomGraph(
         numbers=graph.numbers,
-        positions=torch.tensor(positions, dtype=graph.positions.dtype, device=device),
+        positions=torch.from_numpy(positions).to(like),
         cell=graph.cell,
         pbc=graph.pbc,
         system=graph.system,
-        edges=torch.from_numpy(pairs).to(device),
-        edge_shifts=torch.tensor(shifts, dtype=graph.positions.dtype, device=device),
+        edges=pairs,
+        edge_shifts=shifts,
         charge=graph.charge,
         multiplicity=graph.multiplicity,
     )
