@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,9 +167,9 @@ class _Counts:
         if missing:
             names = ", ".join(sorted(seen.names)) or "none"
             raise DataError(
-                f"None of the {self.frames} frames of {source.name} has {' and '.join(missing)}. Real "
-                f"numbers seen in it: {names}. If the labels are among them, name them (--energy-key, --forces-key); if "
-                f"the file has energies only, say --need energy; for geometries without labels, --need nothing."
+                f"None of the {self.frames} frames of {source.name} has {' and '.join(missing)}. Real numbers seen in "
+                f"it: {names}. If the labels are among them, name them (--energy-key, --forces-key); if the file has "
+                f"energies only, say --need energy; for geometries without labels, --need nothing."
             )
 
 
@@ -256,21 +257,23 @@ def merge_datasets(
     return MergeResult(target, len(order), duplicates, conflicts)
 
 
-TEACHER_KEYS = ("teacher", "teacher_version")
+TEACHER_KEYS = ("teacher", "teacher_version", "teacher_settings")
 
 
 def _check_teachers(datasets: Sequence[Dataset]) -> None:
     """Refuse labels of different teachers; sets without labels go with anything."""
     labelled = [ds for ds in datasets if ds.fields & {"energy", "forces"}]
-    found = {ds.path.name: tuple(ds.provenance.get(key) for key in TEACHER_KEYS) for ds in labelled}
+    found = {ds.path.name: tuple(_plain(ds.provenance.get(key)) for key in TEACHER_KEYS) for ds in labelled}
     if len(set(found.values())) > 1:
-        table = "; ".join(
-            f"{name}: {' '.join(str(v) for v in said if v) or 'not said'}" for name, said in found.items()
-        )
+        table = "; ".join(f"{name}: {' '.join(v for v in said if v) or 'not said'}" for name, said in found.items())
         raise DataError(
             f"The files were labelled by different teachers ({table}). Energies of different methods do not belong in "
             f"one set. If you know that they do, say --teachers any."
         )
+
+
+def _plain(value: Any) -> str:
+    return "" if value in (None, {}, []) else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _shared(datasets: Sequence[Dataset]) -> dict[str, Any]:

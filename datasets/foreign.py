@@ -163,7 +163,7 @@ def _frame_from_atoms(
             dipole=None if dipole is None else dipole * length,
             energies=None if energies is None else energies * energy_unit,
         )
-    extras = {}
+    extras: dict[str, Any] = {}
     if "velocities" in atoms.arrays:
         extras["velocities"] = np.asarray(atoms.arrays["velocities"], dtype=float) * length
     elif atoms.has("momenta") and np.any(atoms.get_momenta()):
