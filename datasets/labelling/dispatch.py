@@ -1,0 +1,177 @@
+"""The client's side of a run: cut the work into blocks, keep every worker busy, judge deaths."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...ase_calcs.errors import DistillaseError
+from ...ase_calcs.progress import ProgressTask
+from ..structure import Structure
+from .blocks import pack
+from .parts import Ledger, Refusal, write_part
+from .pool import WorkerPool
+from .worker import BlockReport, Job, Marker, label_block, marker_path, read_marker
+
+_QUEUED_PER_WORKER = 2  # one in work and one waiting, so that no worker waits for the client
+_SHARE_OF_BATCH = 0.85  # a block is meant to become one part file even when the estimate is somewhat off
+_GROWTH = 8.0  # blocks grow at most this much at a time while the teacher's speed is being learnt
+_LEAST_SECONDS = 0.1  # towards the end blocks get smaller, so that all workers end together, but not smaller than this
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    name: str
+    keys: tuple[bytes, ...]
+    weight: float
+
+
+class Dispatcher:
+    """Labels structures on a pool until each of them has a durable label or refusal.
+
+    Parameters
+    ----------
+    pool
+        The workers.
+    job
+        Folder, teacher, configuration.
+    structures
+        What is to be labelled, by key.
+    task
+        Advanced by one for every structure.
+    """
+
+    def __init__(self, pool: WorkerPool, job: Job, structures: Mapping[bytes, Structure], task: ProgressTask):
+        from distributed import as_completed
+
+        self.pool, self.job, self.structures, self.task = pool, job, structures, task
+        self.n_labelled = 0
+        self.n_refused = 0
+        self._waiting: deque[bytes] = deque(structures)
+        self._weight_waiting = sum(_weight(s) for s in structures.values())
+        self._alone: deque[bytes] = deque()  # their worker died: tried again one by one
+        self._attempts: dict[bytes, int] = {}
+        self._submitted: dict[str, _Submitted] = {}  # by the future's key
+        self._completed = as_completed(loop=pool.client.loop)
+        self._run = secrets.token_hex(4)
+        self._count = 0
+        self._seconds_per_weight: float | None = None
+        self._largest = 0.0  # weight of the largest block that has come back
+        self._unexplained = 0
+
+    def run(self) -> None:
+        """Work until nothing is left."""
+        while self._waiting or self._alone or self._submitted:
+            self._fill()
+            future = next(self._completed)
+            block = self._submitted.pop(future.key)
+            if future.status == "finished":
+                report = future.result()
+            elif type(future.exception()).__name__ == "KilledWorker":
+                report = BlockReport("died")
+            else:
+                raise future.exception()
+            future.release()
+            if report.status == "done":
+                self._done(block, report)
+            else:
+                self._died(block)
+
+    def _fill(self) -> None:
+        free = _QUEUED_PER_WORKER * max(1, self.pool.size) - len(self._submitted)
+        while free > 0 and (self._waiting or self._alone):
+            self._submit([self._alone.popleft()] if self._alone else self._next_block())
+            free -= 1
+
+    def _next_block(self) -> list[bytes]:
+        """As many structures as take about one batch of work."""
+        workers = max(1, self.pool.size)
+        if self._seconds_per_weight is None:
+            aim = 0.0  # one structure: the first may take a microsecond or an hour
+        else:
+            share = self._weight_waiting * self._seconds_per_weight / (_QUEUED_PER_WORKER * workers)
+            batch = self.job.config.batch_seconds
+            seconds = min(_SHARE_OF_BATCH * batch, max(share, min(_LEAST_SECONDS, _SHARE_OF_BATCH * batch)))
+            aim = min(seconds / self._seconds_per_weight, _GROWTH * self._largest)
+        keys: list[bytes] = []
+        weight = 0.0
+        while self._waiting:
+            next_weight = _weight(self.structures[self._waiting[0]])
+            if keys and weight + next_weight > aim:
+                break
+            keys.append(self._waiting.popleft())
+            weight += next_weight
+        self._weight_waiting -= weight
+        return keys
+
+    def _submit(self, keys: Sequence[bytes]) -> None:
+        self._count += 1
+        name = f"{self._run}-{self._count:06d}"
+        structures = [self.structures[key] for key in keys]
+        future = self.pool.client.submit(
+            label_block, self.job, name, pack(structures, keys), key=f"label-{name}", pure=False
+        )
+        self._submitted[future.key] = _Submitted(name, tuple(keys), sum(_weight(s) for s in structures))
+        self._completed.add(future)
+
+    def _done(self, block: _Submitted, report: BlockReport) -> None:
+        rate = max(report.seconds, 1e-6) / block.weight
+        old = self._seconds_per_weight
+        self._seconds_per_weight = rate if old is None else 0.5 * (old + rate)
+        self._largest = max(self._largest, block.weight)
+        self._count_up(report.labelled, report.refused)
+
+    def _count_up(self, labelled: int, refused: int) -> None:
+        self.n_labelled += labelled
+        self.n_refused += refused
+        note = f"{self.n_refused} refused" if self.n_refused else ""
+        self.task.advance(labelled + refused, note)
+
+    def _died(self, block: _Submitted) -> None:
+        """A worker died with this block: keep what it had written, single out the structure it was at."""
+        self.pool.check_health()
+        marker = read_marker(self.job.labels_dir, block.name)
+        written = Ledger.scan(self.job.labels_dir, self.job.stamp, pattern=f"{block.name}-*.npz")
+        self._count_up(len(written.labelled), len(written.refused))
+        left = [key for key in block.keys if key not in written.known()]
+        if marker is None:
+            # Not begun: it was queued behind another block of the worker that died.
+            self._unexplained += 1
+            if self._unexplained > 100 * max(1, self.pool.size):
+                raise DistillaseError("Workers die again and again before they begin to label. " + _ADVICE)
+        else:
+            marker_path(self.job.labels_dir, block.name).unlink(missing_ok=True)
+            suspect = block.keys[max(marker.position, 0)]
+            if suspect in left and marker.position >= 0:
+                left.remove(suspect)
+                self._judge(suspect, marker)
+        self._waiting.extendleft(reversed(left))
+        self._weight_waiting += sum(_weight(self.structures[key]) for key in left)
+
+    def _judge(self, key: bytes, marker: Marker) -> None:
+        timeout_s = self.job.config.timeout_s
+        if marker.text.startswith("Timeout"):
+            self._refuse(key, Refusal("time-out", f"time-out: no answer within {timeout_s:g} s", timeout_s))
+            return
+        self._attempts[key] = self._attempts.get(key, 0) + 1
+        if self._attempts[key] <= self.job.config.crash_retries:
+            self._alone.append(key)
+            return
+        how = marker.text.splitlines()[0] if marker.text else self.pool.exit_text(marker.pid)
+        how = how.removeprefix("Fatal Python error: ") or "no message; out of memory?"
+        self._refuse(key, Refusal("crash", f"the worker process died {self._attempts[key]} times on it ({how})"))
+
+    def _refuse(self, key: bytes, refusal: Refusal) -> None:
+        self._count += 1
+        write_part(self.job.labels_dir, f"{self._run}-{self._count:06d}", self.job.stamp, {}, {key: refusal})
+        self._count_up(0, 1)
+
+
+_ADVICE = "Look at the workers' log, or run with `workers: 1`, then repeat the command: nothing written is lost."
+
+
+def _weight(structure: Structure) -> float:
+    """Relative cost; between the N of a force field and the N³ of a large SCF, and learnt anew with every block."""
+    return float(max(1, len(structure))) ** 2
