@@ -82,6 +82,7 @@ _XTB_DEFAULTS: dict[str, Any] = {
     "max_iterations": 250,
     "mixer_damping": 0.4,
     "solvation": None,
+    "spin_polarization": None,
     "guess": "cold",
 }
 
@@ -284,8 +285,7 @@ def teacher_version(name: str) -> str:
     top = spec.name.partition(":")[0].partition(".")[0]
     for distribution in metadata.packages_distributions().get(top, []):
         return f"{distribution} {metadata.version(distribution)}"
-    module = sys.modules.get(top)
-    return f"{top} {getattr(module, '__version__', 'of unknown version')}"
+    return f"{top} {getattr(sys.modules.get(top), '__version__', 'of unknown version')}"
 
 
 def check_electron_count(numbers: np.ndarray, charge: int, multiplicity: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
-from ..errors import InputError, TeacherError, require
+from ..errors import TeacherError, require
 
 BOND_SCALE = 1.3  # atoms closer than this times the sum of their covalent radii (Cordero 2008) are bonded
 # A hot frame may stretch a bond past the first, or bring a contact below it; tried in turn against a known SMILES.
@@ -61,10 +61,9 @@ def molecule_from_geometry(numbers: np.ndarray, positions: np.ndarray, *, charge
 
     Raises
     ------
-    InputError
-        The SMILES cannot be read, or its charge or elements are not those of the structure.
     TeacherError
-        The geometry does not have the bonds of the SMILES, or bond orders cannot be perceived.
+        The SMILES cannot be read, or its charge or elements are not those of the structure; the geometry
+        does not have the bonds of the SMILES; or bond orders cannot be perceived.
     """
     numbers = np.asarray(numbers, dtype=int)
     positions = np.asarray(positions, dtype=float)
@@ -97,15 +96,15 @@ def _from_smiles(numbers: np.ndarray, positions: np.ndarray, charge: int, smiles
     chem = require("rdkit.Chem", extra="train", purpose=_PURPOSE)
     template = chem.MolFromSmiles(smiles)
     if template is None:
-        raise InputError(f"The SMILES `{smiles}` cannot be read.")
+        raise TeacherError(f"The SMILES `{smiles}` cannot be read.")
     template = chem.AddHs(template)
     if chem.GetFormalCharge(template) != charge:
-        raise InputError(
+        raise TeacherError(
             f"The SMILES `{smiles}` has charge {chem.GetFormalCharge(template):+d}, the structure {charge:+d}."
         )
     template_numbers = np.array([atom.GetAtomicNum() for atom in template.GetAtoms()], dtype=int)
     if not np.array_equal(np.sort(template_numbers), np.sort(numbers)):
-        raise InputError(
+        raise TeacherError(
             f"The SMILES `{smiles}` has {_count(template_numbers)} (hydrogens added), the structure {_count(numbers)}."
         )
     pairs = np.array([(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in template.GetBonds()], dtype=int).reshape(-1, 2)

@@ -36,7 +36,8 @@ class XTBCalculator(Calculator):
     charge
         Total charge, e.
     multiplicity
-        Spin multiplicity 2S+1. The Hamiltonian is spin-restricted: open shells are filled by fractional occupation.
+        Spin multiplicity 2S+1. Without `spin_polarization` unpaired electrons cost energy and gain none: GFN2-xTB then
+        puts the triplet of O₂ above its singlet.
     accuracy
         tblite's convergence factor: the SCF stops at 1e-6·accuracy Hartree. tblite's own default is 1.0; at 0.1 forces
         are converged to about 1e-5 eV/Å, which the student's labels need.
@@ -48,6 +49,8 @@ class XTBCalculator(Calculator):
         Of the Broyden mixer, in (0, 1].
     solvation
         tblite's solvation model and its arguments, e.g. ``("alpb", "water")``.
+    spin_polarization
+        Scale of the spin-polarised term (10.1021/acs.jpca.2c06989), 1.0 for open shells; None leaves it out.
     guess
         ``"cold"`` starts every SCF from superposed atomic densities: results are a function of the structure alone.
         ``"warm"`` starts from the last result, a quarter faster along a trajectory; never for labels.
@@ -77,6 +80,7 @@ class XTBCalculator(Calculator):
         max_iterations: int = 250,
         mixer_damping: float = 0.4,
         solvation: tuple[Any, ...] | None = None,
+        spin_polarization: float | None = None,
         guess: Literal["cold", "warm"] = "cold",
     ):
         super().__init__()
@@ -89,6 +93,7 @@ class XTBCalculator(Calculator):
             ("electronic_temperature", electronic_temperature),
             ("max_iterations", max_iterations),
             ("mixer_damping", mixer_damping),
+            ("spin_polarization", 1.0 if spin_polarization is None else spin_polarization),
         ):
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise InputError(f"`{key}` of an xTB teacher must be a positive number, not {value!r}.")
@@ -102,6 +107,7 @@ class XTBCalculator(Calculator):
         self.max_iterations = int(max_iterations)
         self.mixer_damping = float(mixer_damping)
         self.solvation = tuple(solvation) if solvation is not None else None
+        self.spin_polarization = None if spin_polarization is None else float(spin_polarization)
         self.guess = guess
         self._forget()
         require("tblite.interface", extra="xtb", purpose="label with GFN1-xTB or GFN2-xTB")
@@ -184,6 +190,8 @@ class XTBCalculator(Calculator):
         engine.set("mixer-damping", self.mixer_damping)
         if self.solvation is not None:
             engine.add(f"{self.solvation[0]}-solvation", *self.solvation[1:])
+        if self.spin_polarization is not None:
+            engine.add("spin-polarization", self.spin_polarization)
         return engine
 
 
