@@ -129,9 +129,9 @@ def _types_to_numbers(types: np.ndarray, masses: np.ndarray | None, n: int, path
             # Hydrogen mass repartitioning moves mass between atoms and keeps the sum.
             if abs(masses.sum() - natural.sum()) > 0.01 * natural.sum():
                 raise DataError(
-                    f"{path.name}: the masses do not belong to the atom types (first atoms: types {numbers[:5]}, "
-                    f"masses {np.round(masses[:5], 2)}). Atom types must be atomic numbers or symbols, not indices into "
-                    f"a list of types."
+                    f"{path.name}: the masses do not belong to the atom types (types {numbers[:5]}…, "
+                    f"masses {np.round(masses[:5], 2)}…). Atom types must be atomic numbers or symbols, not indices "
+                    f"into a list of types."
                 )
             seen.note("masses are repartitioned; natural masses are used from here on")
     return numbers
