@@ -1,0 +1,210 @@
+"""What a recipe can say about the student and its training. Every key is described here, the most important first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..ase_calcs.errors import InputError
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise InputError(f"`{name}` is {value}; it must be at least {least:g}.")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise InputError(f"`{name}` is {value}; it must be greater than zero.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The student.
+
+    Attributes
+    ----------
+    architecture
+        Name in `distillase.ase_calcs.modelfile.ARCHITECTURES`.
+    features
+        Width of the network. 32 is the knee of error against speed for one molecule.
+    layers
+        Message–update pairs.
+    cutoff
+        Å; atoms further apart than this see each other only through others.
+    n_basis
+        Radial functions.
+    charges
+        Also predict partial charges and dipoles; give `loss.charges` or `loss.dipole` a weight with it.
+    dtype
+        Arithmetic of the network; sums over atoms are in float64 either way.
+    """
+
+    architecture: str = "painn"
+    features: int = 32
+    layers: int = 3
+    cutoff: float = 5.0
+    n_basis: int = 16
+    charges: bool = False
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("features", "layers", "n_basis"):
+            _at_least(f"model.{name}", getattr(self, name), 1)
+        _positive("model.cutoff", self.cutoff)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which frames are trained on.
+
+    Attributes
+    ----------
+    by
+        What stays together: ``trajectory`` (for a student of these very molecules), ``group`` (whole molecules are
+        held out: for a student that shall generalise to others) or ``frame``.
+    validation, test
+        Shares of the frames.
+    """
+
+    by: Literal["trajectory", "group", "frame"] = "trajectory"
+    validation: float = 0.05
+    test: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive("split.validation", self.validation)
+        _positive("split.test", self.test)
+        if self.validation + self.test >= 1:
+            raise InputError(
+                f"`split.validation` and `split.test` are {self.validation} and {self.test}; together they must leave "
+                "something to train on."
+            )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and shape of the loss; a weight of zero leaves a term out.
+
+    Attributes
+    ----------
+    forces, energy
+        Weights of the force error per atom (eV/Å) and of the energy error per atom of a structure (eV).
+    angle
+        Weight of 1 − cos θ between predicted and reference force, over atoms whose reference force exceeds
+        `angle_threshold`.
+    angle_threshold
+        eV/Å; the direction of a smaller force is not trained on.
+    kind
+        ``norm``: length of the error vector; ``mse``: its square; ``huber``: squared below `huber_delta`, linear above.
+    huber_delta
+        eV/Å for forces, eV per atom for energies.
+    stress, charges, dipole
+        Weights of the errors in eV/Å³, e and e·Å.
+    """
+
+    forces: float = 1.0
+    energy: float = 1.0
+    angle: float = 0.0
+    angle_threshold: float = 0.1
+    kind: Literal["norm", "mse", "huber"] = "norm"
+    huber_delta: float = 0.01
+    stress: float = 0.0
+    charges: float = 0.0
+    dipole: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("forces", "energy", "angle", "stress", "charges", "dipole"):
+            _at_least(f"training.loss.{name}", getattr(self, name), 0.0)
+        if self.forces + self.energy + self.stress == 0:
+            raise InputError("`training.loss` has no weight on forces, energy or stress: nothing would be learned.")
+        _positive("training.loss.huber_delta", self.huber_delta)
+        _positive("training.loss.angle_threshold", self.angle_threshold)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the student is trained.
+
+    Attributes
+    ----------
+    minutes
+        Wall-clock time of training; the learning rate follows it. None: `max_epochs` alone decides, and two runs with
+        one seed are then identical to the last bit.
+    max_epochs
+        Passes over the training set, whichever of the two comes first.
+    batch_edges
+        Batches are filled by edges (pairs within the cutoff), which is what costs time and memory.
+    batch_frames
+        At most this many structures in a batch.
+    accumulate
+        Batches per step.
+    lr
+        Highest learning rate.
+    optimizer
+        ``adamw`` from torch, ``adabelief`` or ``yogi`` from `pytorch-optimizer`.
+    weight_decay
+        Decoupled.
+    schedule
+        After the warm-up: ``cosine`` to `lr_final`·lr, ``plateau`` (halved when validation does not improve for
+        `plateau_patience` validations) or ``constant``.
+    warmup_steps, lr_final, plateau_patience
+        See `schedule`.
+    clip
+        Largest norm of the gradient; 0 switches clipping off.
+    ema
+        Decay per step of the running average of the weights that is validated and saved; 0 switches it off.
+    validate_every
+        Epochs between validations.
+    early_stop
+        Stop after this many validations without a better one; 0: never.
+    precision
+        ``full``, or ``bf16`` for matrix products in bfloat16.
+    compile
+        ``auto``: a compiled training step where a C++ compiler is found and training is long enough to pay for it;
+        ``on``: compile or fail; ``off``.
+    threads
+        Threads of the train loop; 0 leaves torch's own setting.
+    checkpoint_seconds
+        A checkpoint is written after the first epoch that ends this long after the last one.
+    tensorboard, wandb
+        Extra logs beside ``metrics.jsonl``.
+    loss
+        Weights and shape of the loss.
+    """
+
+    minutes: float | None = None
+    max_epochs: int = 500
+    batch_edges: int = 4000
+    batch_frames: int = 16
+    accumulate: int = 1
+    lr: float = 5e-3
+    optimizer: Literal["adamw", "adabelief", "yogi"] = "adamw"
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    warmup_steps: int = 100
+    lr_final: float = 1e-3
+    plateau_patience: int = 10
+    clip: float = 10.0
+    ema: float = 0.999
+    validate_every: int = 1
+    early_stop: int = 0
+    precision: Literal["full", "bf16"] = "full"
+    compile: Literal["auto", "on", "off"] = "auto"
+    threads: int = 0
+    checkpoint_seconds: float = 30.0
+    tensorboard: bool = True
+    wandb: bool = False
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None:
+            _positive("training.minutes", self.minutes)
+        for name in ("max_epochs", "batch_edges", "batch_frames", "accumulate", "validate_every", "plateau_patience"):
+            _at_least(f"training.{name}", getattr(self, name), 1)
+        for name in ("weight_decay", "warmup_steps", "clip", "early_stop", "threads", "checkpoint_seconds"):
+            _at_least(f"training.{name}", getattr(self, name), 0)
+        _positive("training.lr", self.lr)
+        if not 0 <= self.ema < 1:
+            raise InputError(f"`training.ema` is {self.ema}; it must be at least 0 and below 1.")
+        if not 0 <= self.lr_final <= 1:
+            raise InputError(f"`training.lr_final` is {self.lr_final}; it is a fraction of `training.lr`, 0 to 1.")
