@@ -15,6 +15,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ..errors import InputError, TeacherError, require
 from ..units import KCAL_PER_MOL
 from .registry import check_electron_count
+from .state import changes
 from .topology import bond_fingerprint, molecule_from_geometry
 
 _PURPOSE = "compute MMFF94 energies"
@@ -84,6 +85,10 @@ class MMFF94Calculator(Calculator):
         """Forget results and bonds."""
         super().reset()
         self._fields = {}
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What has changed since the last calculation, bit by bit; charge and multiplicity are the calculator's own."""
+        return changes(self.atoms, atoms)
 
     def calculate(
         self,

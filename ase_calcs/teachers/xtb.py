@@ -21,6 +21,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ..errors import InputError, TeacherError, did_you_mean, require
 from ..units import BOHR, HARTREE, KB
 from .registry import check_electron_count
+from .state import changes
 
 _METHODS = ("GFN1-xTB", "GFN2-xTB")
 _SOLVATION = ("alpb", "gbsa", "gbe", "gb", "ddX")
@@ -126,13 +127,17 @@ class XTBCalculator(Calculator):
         super().reset()
         self._forget()
 
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What has changed since the last calculation, bit by bit; charge and multiplicity are the calculator's own."""
+        return changes(self.atoms, atoms)
+
     def calculate(
         self,
         atoms: Atoms | None = None,
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """One single point; every property comes with it.
+        """One single point; with a cold guess every property comes with it.
 
         Raises
         ------
@@ -145,7 +150,9 @@ class XTBCalculator(Calculator):
         with _one_thread():
             result = self._single_point(self.atoms)
         self._last = result if self.guess == "warm" else None
-        self.results = _convert(result, self.atoms)
+        # Labels come whole. In dynamics what is not asked for is not fetched, a tenth of a step for a small molecule.
+        wanted = self.implemented_properties if self.guess == "cold" else properties
+        self.results = _convert(result, self.atoms, wanted)
         if not np.isfinite(self.results["energy"]) or not np.isfinite(self.results["forces"]).all():
             self.results = {}
             raise TeacherError(f"{self.method} returned an energy or forces that are not finite.")
@@ -195,18 +202,21 @@ class XTBCalculator(Calculator):
         return engine
 
 
-def _convert(result: Any, atoms: Atoms) -> dict[str, Any]:
+def _convert(result: Any, atoms: Atoms, wanted: Sequence[str]) -> dict[str, Any]:
     """tblite's atomic units into ours, the one place where it happens."""
     energy = float(result["energy"]) * HARTREE
     converted = {
         "energy": energy,
         "free_energy": energy,
-        "energies": result["energies"] * HARTREE,
         "forces": -result["gradient"] * (HARTREE / BOHR),
-        "charges": np.array(result["charges"]),
-        "dipole": result["dipole"] * BOHR,
     }
-    if atoms.pbc.all():
+    if "energies" in wanted:
+        converted["energies"] = result["energies"] * HARTREE
+    if "charges" in wanted:
+        converted["charges"] = np.array(result["charges"])
+    if "dipole" in wanted:
+        converted["dipole"] = result["dipole"] * BOHR
+    if "stress" in wanted and atoms.pbc.all():
         virial = result["virial"] * (HARTREE / atoms.get_volume())  # (3, 3), already with the sign of ASE's stress
         converted["stress"] = virial.flat[[0, 4, 8, 5, 2, 1]]
     return converted
