@@ -117,7 +117,12 @@ def read_ase_db(path: Path, options: ImportOptions, seen: Seen) -> Iterator[Fram
             for row in database.select(sort="id"):
                 atoms = row.toatoms()
                 data = {**row.key_value_pairs, **row.data}
-                atoms.info.update(data.pop("distillase", {}))
+                own = data.pop("distillase", {})
+                if "velocities" in own:
+                    atoms.arrays["velocities"] = own.pop("velocities")
+                if "energies" in own and atoms.calc is not None:
+                    atoms.calc.results["energies"] = own.pop("energies")
+                atoms.info.update(own)
                 yield _frame_from_atoms(atoms, data, path, options, seen)
     except (DataError, InputError):
         raise
@@ -273,7 +278,11 @@ def _text_entry(key: str, value: str) -> str:
 
 
 def write_ase_db(path: Path, frames: Iterable[Frame]) -> int:
-    """Write an ASE database; charge, multiplicity, group, origin and SMILES go into ``data["distillase"]``."""
+    """Write an ASE database; what ASE has no place for goes into ``data["distillase"]``.
+
+    That is charge, multiplicity, group, origin, SMILES, temperature, atomic energies, and velocities in Å/fs (which stand
+    there beside ASE's momenta, so that no digit is lost).
+    """
     count = 0
     with ase.db.connect(str(path), append=False) as database:
         for frame in frames:
@@ -283,13 +292,16 @@ def write_ase_db(path: Path, frames: Iterable[Frame]) -> int:
             if labels is not None:
                 given = {k: v for k, v in vars(labels).items() if v is not None}
                 atoms.calc = SinglePointCalculator(atoms, **given)
-            if "velocities" in extras:
-                atoms.set_velocities(extras["velocities"] / units.FS)
             own: dict[str, Any] = {
                 k: getattr(structure, k) for k in ("charge", "multiplicity", "group", "origin", "smiles")
             }
+            if "velocities" in extras:
+                atoms.set_velocities(extras["velocities"] / units.FS)
+                own["velocities"] = np.asarray(extras["velocities"])
             if "temperature" in extras:
                 own["temperature"] = float(extras["temperature"])
+            if labels is not None and labels.energies is not None:
+                own["energies"] = labels.energies
             database.write(atoms, data={"distillase": own})
             count += 1
     return count

@@ -265,10 +265,11 @@ def _check_energies(
     if outliers:
         text = f"{_some(np.array(sorted(outliers)))} with an energy far from the others of the same composition."
         findings.append(Finding("warn", "energy outliers", text))
-    known_frames = np.isfinite(energy)
+    # Free atoms lie several eV above what an atom is worth inside a molecule.
+    known_frames = np.isfinite(energy) & (sizes > 1)
     if known_frames.sum() > len(elements) and len(kinds) > len(elements):
         fit, *_ = np.linalg.lstsq(counts[known_frames].astype(float), energy[known_frames], rcond=None)
-        misfit = np.abs(energy - counts @ fit) / sizes
+        misfit = np.where(known_frames, np.abs(energy - counts @ fit) / sizes, 0.0)
         statistics["median misfit to atomic energies (eV/atom)"] = float(np.median(misfit[known_frames]))
         odd = np.flatnonzero(misfit > limits.reference_misfit)
         if len(odd):

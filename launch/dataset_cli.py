@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..ase_calcs.errors import InputError
+from ..ase_calcs.progress import SilentProgress
 from .progress import make_progress
 from .summary import ROWS_SHOWN, plain_table, render
 
@@ -102,7 +103,7 @@ def validate(file: File, as_json: Json = False) -> None:
     """
     from ..datasets.validate import validate_dataset
 
-    found = validate_dataset(file, progress=make_progress())
+    found = validate_dataset(file, progress=SilentProgress() if as_json else make_progress())
     if as_json:
         typer.echo(json.dumps({"verdict": found.verdict, **asdict(found)}, indent=2, ensure_ascii=False))
     else:
