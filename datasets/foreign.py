@@ -280,8 +280,8 @@ def _text_entry(key: str, value: str) -> str:
 def write_ase_db(path: Path, frames: Iterable[Frame]) -> int:
     """Write an ASE database; what ASE has no place for goes into ``data["distillase"]``.
 
-    That is charge, multiplicity, group, origin, SMILES, temperature, atomic energies, and velocities in Å/fs (which stand
-    there beside ASE's momenta, so that no digit is lost).
+    That is charge, multiplicity, group, origin, SMILES, temperature, atomic energies, and velocities in Å/fs (they
+    stand there beside ASE's momenta, so that no digit is lost).
     """
     count = 0
     with ase.db.connect(str(path), append=False) as database:
