@@ -244,16 +244,16 @@ def edge_forces(gradient: Tensor, edges: Tensor, positions: Tensor) -> Tensor:
     return zeros.index_add(0, centre, gradient).index_add(0, neighbour, -gradient)
 
 
-def edge_stress(gradient: Tensor, vectors: Tensor, graph: AtomGraph) -> Tensor:
+def edge_stress(gradient: Tensor, vectors: Tensor, graph: AtomGraph, volumes: Tensor | None = None) -> Tensor:
     """Stress (B, 3, 3), eV/Å³: a homogeneous strain ε moves r_ij by ε·r_ij, so dE/dε = Σ r_ij ⊗ dE/dr_ij.
 
-    The sum is symmetric for a rotation-invariant energy; it is symmetrised against rounding.
+    `volumes` (B,) in Å³ are those of the cells unless given. The sum is symmetric for a rotation-invariant energy; it is symmetrised against rounding.
     """
     virial = vectors[:, :, None] * gradient[:, None, :]  # (E, 3, 3)
     system = graph.system[graph.edges[0]]
     total = virial.new_zeros(graph.n_systems, 3, 3).index_add(0, system, virial)
     total = 0.5 * (total + total.transpose(1, 2))
-    volumes = graph.volumes()
+    volumes = graph.volumes() if volumes is None else volumes
     return total / torch.where(volumes > 0, volumes, torch.nan)[:, None, None]
 
 

@@ -1,0 +1,259 @@
+"""Frames in memory as flat tensors, and batches filled by edges.
+
+Neighbour lists of training frames never change, so they are computed once; a batch is then a handful of slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ase_calcs.errors import DataError
+from ..ase_calcs.neighbors import neighbor_list
+from ..ase_calcs.progress import Progress, SilentProgress
+from ..datasets.store import Dataset
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of B labelled structures, N atoms, E edges. Labels that no loss asks for are None.
+
+    Attributes
+    ----------
+    numbers, system, edges, charge, multiplicity
+        As in `AtomGraph`.
+    vectors
+        (E, 3) r_ij, Å.
+    positions
+        (N, 3), Å.
+    volume
+        (B,) Å³; zero without a cell.
+    energy
+        (B,) float64, eV.
+    forces
+        (N, 3), eV/Å.
+    stress
+        (B, 3, 3), eV/Å³.
+    charges, dipole
+        (N,) e and (B, 3) e·Å.
+    """
+
+    numbers: Tensor
+    system: Tensor
+    edges: Tensor
+    charge: Tensor
+    multiplicity: Tensor
+    vectors: Tensor
+    positions: Tensor
+    volume: Tensor
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor | None = None
+    charges: Tensor | None = None
+    dipole: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are there, in a fixed order."""
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: tensor for name, tensor in named if tensor is not None}
+
+    def to(self, device: torch.device | str) -> Batch:
+        """A copy on another device."""
+        return Batch(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+
+class FrameTable:
+    """Some frames of a dataset, in memory, with their edges.
+
+    Parameters
+    ----------
+    dataset
+        With energies and forces.
+    frames
+        Indices; the table keeps their order.
+    cutoff
+        Å.
+    labels
+        Further labels to hold: ``stress``, ``charges``, ``dipole``.
+    dtype
+        Of vectors, forces and the like; energies stay in float64.
+
+    Raises
+    ------
+    DataError
+        A label is missing, from the dataset or from one of the frames.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        frames: Sequence[int] | np.ndarray,
+        *,
+        cutoff: float,
+        labels: Sequence[str] = (),
+        dtype: torch.dtype = torch.float32,
+        progress: Progress | None = None,
+    ) -> None:
+        frames = np.asarray(frames, dtype=np.int64)
+        offsets = np.asarray(dataset.offsets)
+        n_atoms = offsets[frames + 1] - offsets[frames]
+        # Row numbers of all atoms of the chosen frames, in order.
+        atoms = np.concatenate([np.arange(offsets[f], offsets[f + 1]) for f in frames]) if len(frames) else frames
+        self.atom_offsets = np.concatenate([[0], np.cumsum(n_atoms)])
+        self._columns: dict[str, Tensor] = {
+            "numbers": torch.from_numpy(np.ascontiguousarray(dataset.numbers[atoms])),
+            "positions": torch.from_numpy(np.ascontiguousarray(dataset.positions[atoms])).to(dtype),
+            "forces": torch.from_numpy(np.ascontiguousarray(dataset.forces[atoms])).to(dtype),
+            "energy": torch.from_numpy(np.ascontiguousarray(dataset.energy[frames])).double(),
+            "charge": torch.from_numpy(np.ascontiguousarray(dataset.charge[frames])).to(dtype),
+            "multiplicity": torch.from_numpy(np.ascontiguousarray(dataset.multiplicity[frames])).to(dtype),
+            "volume": torch.from_numpy(np.abs(np.linalg.det(dataset.cell[frames]))).to(dtype),
+        }
+        if "charges" in labels:
+            self._columns["charges"] = torch.from_numpy(np.ascontiguousarray(dataset.charges[atoms])).to(dtype)
+        if "dipole" in labels:
+            self._columns["dipole"] = torch.from_numpy(np.ascontiguousarray(dataset.dipole[frames])).to(dtype)
+        if "stress" in labels:
+            self._columns["stress"] = _stress_tensors(dataset, frames, dtype)
+        self._per_atom = {"numbers", "positions", "forces", "charges"}
+        self._refuse_missing(frames)
+        self._find_edges(dataset, frames, cutoff, dtype, progress or SilentProgress())
+
+    def __len__(self) -> int:
+        return len(self.atom_offsets) - 1
+
+    @property
+    def numbers(self) -> Tensor:
+        """(A,) atomic numbers of all frames."""
+        return self._columns["numbers"]
+
+    @property
+    def edge_counts(self) -> np.ndarray:
+        """(F,) edges per frame."""
+        return np.diff(self.edge_offsets)
+
+    def batch(self, chosen: Sequence[int] | np.ndarray) -> Batch:
+        """Collate the frames at these positions of the table."""
+        chosen = np.asarray(chosen)
+        columns: dict[str, Tensor] = {}
+        atom_slices = [slice(self.atom_offsets[k], self.atom_offsets[k + 1]) for k in chosen]
+        edge_slices = [slice(self.edge_offsets[k], self.edge_offsets[k + 1]) for k in chosen]
+        index = torch.from_numpy(chosen)
+        for name, column in self._columns.items():
+            if name in self._per_atom:
+                columns[name] = torch.cat([column[s] for s in atom_slices])
+            else:
+                columns[name] = column[index]
+        n_atoms = np.array([s.stop - s.start for s in atom_slices])
+        n_edges = np.array([s.stop - s.start for s in edge_slices])
+        shift = np.repeat(np.concatenate([[0], np.cumsum(n_atoms)[:-1]]), n_edges)
+        edges = torch.cat([self._edges[:, s] for s in edge_slices], dim=1).long() + torch.from_numpy(shift)
+        return Batch(
+            system=torch.from_numpy(np.repeat(np.arange(len(chosen)), n_atoms)),
+            edges=edges,
+            vectors=torch.cat([self._vectors[s] for s in edge_slices]),
+            **columns,
+        )
+
+    def closest_distances(self, elements: Sequence[int]) -> Tensor:
+        """(S, S) float64 closest distance of every pair of elements, Å; infinite where a pair never meets."""
+        elements = np.asarray(elements)
+        species = np.searchsorted(elements, self.numbers.numpy())
+        closest = np.full((len(elements), len(elements)), np.inf)
+        for k in range(len(self)):
+            edges = self._edges[:, self.edge_offsets[k] : self.edge_offsets[k + 1]].numpy() + self.atom_offsets[k]
+            vectors = self._vectors[self.edge_offsets[k] : self.edge_offsets[k + 1]].numpy()
+            np.minimum.at(closest, (species[edges[0]], species[edges[1]]), np.linalg.norm(vectors, axis=1))
+        return torch.from_numpy(closest)
+
+    def compositions(self, elements: Sequence[int]) -> np.ndarray:
+        """(F, S) number of atoms of each element."""
+        species = np.searchsorted(np.asarray(elements), self.numbers.numpy())
+        counts = np.zeros((len(self), len(elements)))
+        frame = np.repeat(np.arange(len(self)), np.diff(self.atom_offsets))
+        np.add.at(counts, (frame, species), 1.0)
+        return counts
+
+    @property
+    def energy(self) -> Tensor:
+        """(F,) float64, eV."""
+        return self._columns["energy"]
+
+    @property
+    def forces(self) -> Tensor:
+        """(A, 3), eV/Å."""
+        return self._columns["forces"]
+
+    def _refuse_missing(self, frames: np.ndarray) -> None:
+        for name in ("energy", "forces", "charges", "dipole"):
+            column = self._columns.get(name)
+            if column is None or bool(torch.isfinite(column).all()):
+                continue
+            bad = (~torch.isfinite(column)).reshape(len(column), -1).any(dim=1).numpy().nonzero()[0]
+            frame = np.searchsorted(self.atom_offsets, bad, side="right") - 1 if name in self._per_atom else bad
+            n_bad, first = len(set(frame.tolist())), frames[frame[0]]
+            raise DataError(
+                f"{n_bad} of {len(self)} frames have no `{name}` (first: frame {first} of the dataset). Label them, leave them out, or give `training.loss.{name}` no weight."
+            )
+
+    def _find_edges(
+        self, dataset: Dataset, frames: np.ndarray, cutoff: float, dtype: torch.dtype, progress: Progress
+    ) -> None:
+        edges, vectors, counts = [], [], [0]
+        offsets, positions, cells, pbc = dataset.offsets, dataset.positions, dataset.cell, dataset.pbc
+        with progress.task("neighbour lists", len(frames)) as bar:
+            for frame in frames:
+                x = positions[offsets[frame] : offsets[frame + 1]]
+                i, j, shifts = neighbor_list(x, cells[frame], pbc[frame], cutoff)
+                r = x[j] - x[i] + shifts @ np.where(pbc[frame][:, None], cells[frame], 0.0)
+                edges.append(np.stack([i, j]).astype(np.int32))
+                vectors.append(r)
+                counts.append(len(i))
+                bar.advance()
+        self.edge_offsets = np.cumsum(counts)
+        self._edges = torch.from_numpy(np.concatenate(edges, axis=1) if edges else np.zeros((2, 0), np.int32))
+        self._vectors = torch.from_numpy(np.concatenate(vectors) if vectors else np.zeros((0, 3))).to(dtype)
+
+
+def _stress_tensors(dataset: Dataset, frames: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """(F, 3, 3) from ASE's Voigt order; NaN stays NaN (a molecule among periodic frames)."""
+    voigt = np.asarray(dataset.stress)[frames]
+    full = voigt[:, [[0, 5, 4], [5, 1, 3], [4, 3, 2]]]
+    return torch.from_numpy(np.ascontiguousarray(full)).to(dtype)
+
+
+class EdgeBudgetSampler:
+    """Batches of at most `batch_edges` edges and `batch_frames` structures, another order every epoch.
+
+    The order is a function of seed and epoch alone, so that a run can be resumed in the middle of an epoch.
+    """
+
+    def __init__(self, edge_counts: np.ndarray, *, batch_edges: int, batch_frames: int, seed: int) -> None:
+        self.edge_counts = np.asarray(edge_counts)
+        self.batch_edges = batch_edges
+        self.batch_frames = batch_frames
+        self.seed = seed
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """All batches of one epoch; a structure larger than the budget is a batch of its own."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.edge_counts))
+        return list(self._fill(order))
+
+    def in_order(self) -> list[np.ndarray]:
+        """All frames once, in the table's order (validation)."""
+        return list(self._fill(np.arange(len(self.edge_counts))))
+
+    def _fill(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        start, edges = 0, 0
+        for k, frame in enumerate(order):
+            count = int(self.edge_counts[frame])
+            if k > start and (edges + count > self.batch_edges or k - start >= self.batch_frames):
+                yield order[start:k]
+                start, edges = k, 0
+            edges += count
+        if start < len(order):
+            yield order[start:]

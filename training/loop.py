@@ -1,0 +1,233 @@
+"""The one train loop. It knows batches, an engine and a clock; what is learned is the task's business."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ase_calcs.progress import Progress, ProgressTask
+from .batches import EdgeBudgetSampler, FrameTable
+from .checkpoint import load_checkpoint, save_checkpoint
+from .config import TrainConfig
+from .engine import Engine
+from .loggers import MetricsLog
+from .metrics import INDEX, SUMS, figures
+from .optimizers import ExponentialAverage, Schedule
+
+
+@dataclass
+class LoopState:
+    """Where a training stands; all of it is in the checkpoint.
+
+    Attributes
+    ----------
+    epoch, batch
+        Epoch and the next batch in it.
+    step
+        Optimizer steps done.
+    seconds
+        Time spent training and validating, over all interruptions.
+    sums
+        Sums of the training batches since the last validation.
+    best
+        Lowest validation score, with its weights and figures.
+    stale
+        Validations since the best.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS), dtype=torch.float64))
+    steps_summed: int = 0
+    best: float = float("inf")
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best_figures: dict[str, float] = field(default_factory=dict)
+    stale: int = 0
+    finished: bool = False
+
+
+class TrainLoop:
+    """Runs an engine over a training set until epochs, minutes or patience are used up.
+
+    Parameters
+    ----------
+    engine
+        Carries out steps.
+    training, validation
+        Frames.
+    config
+        The recipe's `training`.
+    folder
+        Where checkpoints and metrics go.
+    fingerprint
+        Of dataset, split, model and recipe; a checkpoint with another one is refused.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        training: FrameTable,
+        validation: FrameTable,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        seed: int,
+        fingerprint: str,
+        progress: Progress,
+    ) -> None:
+        self.engine, self.training, self.validation = engine, training, validation
+        self.config, self.folder, self.fingerprint, self.progress = config, folder, fingerprint, progress
+        budget = {"batch_edges": config.batch_edges, "batch_frames": config.batch_frames, "seed": seed}
+        self.sampler = EdgeBudgetSampler(training.edge_counts, **budget)
+        self.validation_batches = EdgeBudgetSampler(
+            validation.edge_counts, batch_edges=4 * config.batch_edges, batch_frames=4 * config.batch_frames, seed=seed
+        ).in_order()
+        self.schedule = Schedule(config)
+        self.ema = ExponentialAverage(engine.task, config.ema) if config.ema > 0 else None
+        self.state = LoopState()
+        self._clock = 0.0
+        self._saved_at = 0.0
+
+    def run(self, after_step: Callable[[LoopState], None] | None = None) -> LoopState:
+        """Train, or go on training, to the end; the task then holds the best weights.
+
+        `after_step` is called after every step; whatever it raises ends the run, the checkpoint before it stands.
+        """
+        resumed = self._resume()
+        log = MetricsLog(self.folder, self.config, resume_step=self.state.step)
+        total = 60 * self.config.minutes if self.config.minutes else self.config.max_epochs
+        try:
+            with self.progress.task("training", total) as bar:
+                if resumed:
+                    self.progress.say(
+                        f"training goes on at epoch {self.state.epoch}, step {self.state.step}, "
+                        f"{self.state.seconds:.0f} s done"
+                    )
+                self._run(bar, log, after_step)
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        finally:
+            log.close()
+        self.engine.task.load_state_dict(self.state.best_weights)
+        return self.state
+
+    def _run(self, bar: ProgressTask, log: MetricsLog, after_step: Callable[[LoopState], None] | None) -> None:
+        state, config = self.state, self.config
+        self._clock = time.monotonic() - state.seconds
+        self._saved_at = time.monotonic()
+        drawn = 0.0
+        while not state.finished:
+            batches = self.sampler.epoch(state.epoch)
+            while state.batch < len(batches) and not self._out_of_time():
+                chosen = batches[state.batch : state.batch + config.accumulate]
+                self._step(chosen, (state.epoch + state.batch / len(batches)) / config.max_epochs)
+                state.batch += len(chosen)
+                if after_step is not None:
+                    after_step(state)
+                self._save_if_due()
+                drawn = self._draw(bar, drawn, len(batches))
+            state.seconds = time.monotonic() - self._clock
+            state.epoch, state.batch = state.epoch + 1, 0
+            over = self._out_of_time() or state.epoch >= config.max_epochs
+            if over or state.epoch % config.validate_every == 0:
+                self._validate(log, bar)
+                over = over or 0 < config.early_stop <= state.stale
+            state.finished = over
+        self._save()
+
+    def _step(self, chosen: list[np.ndarray], progress: float) -> None:
+        state = self.state
+        if self.config.minutes:
+            progress = max(progress, state.seconds / (60 * self.config.minutes))
+        lr = self.schedule.lr(state.step, progress)
+        sums, _ = self.engine.step([self.training.batch(frames) for frames in chosen], lr)
+        if self.ema is not None:
+            self.ema.update()
+        state.sums += sums.cpu()
+        state.step += 1
+        state.steps_summed += 1
+        state.seconds = time.monotonic() - self._clock
+
+    def _out_of_time(self) -> bool:
+        return self.config.minutes is not None and self.state.seconds >= 60 * self.config.minutes
+
+    def _validate(self, log: MetricsLog, bar: ProgressTask) -> None:
+        state = self.state
+        if self.ema is not None:
+            self.ema.swap()
+        sums = self.engine.evaluate([self.validation.batch(frames) for frames in self.validation_batches]).cpu()
+        score = float(sums[INDEX["loss"]])
+        found = figures(sums) | {"loss": score}
+        if score < state.best:
+            state.best, state.best_figures, state.stale = score, found, 0
+            state.best_weights = {name: t.detach().cpu().clone() for name, t in self.engine.task.state_dict().items()}
+        else:
+            state.stale += 1
+        if self.ema is not None:
+            self.ema.swap()
+        self.schedule.validated(score)
+        trained = figures(state.sums) | {"loss": float(state.sums[INDEX["loss"]]) / max(state.steps_summed, 1)}
+        state.seconds = time.monotonic() - self._clock
+        log.write(
+            {
+                "step": state.step,
+                "epoch": state.epoch,
+                "seconds": round(state.seconds, 2),
+                "lr": self.schedule.lr(state.step, self._progress()),
+                "train": trained,
+                "validation": found,
+            }
+        )
+        state.sums, state.steps_summed = torch.zeros_like(state.sums), 0
+        bar.advance(0.0, f"forces {1e3 * found['force_mae']:.1f} meV/Å")
+
+    def _progress(self) -> float:
+        by_epochs = self.state.epoch / self.config.max_epochs
+        return max(by_epochs, self.state.seconds / (60 * self.config.minutes)) if self.config.minutes else by_epochs
+
+    def _draw(self, bar: ProgressTask, drawn: float, n_batches: int) -> float:
+        state = self.state
+        done = state.seconds if self.config.minutes else state.epoch + state.batch / n_batches
+        bar.advance(done - drawn)
+        return done
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def _save_if_due(self) -> None:
+        if time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
+            self._save()
+
+    def _save(self) -> None:
+        state = dict(vars(self.state))
+        save_checkpoint(
+            self.folder,
+            {
+                "fingerprint": self.fingerprint,
+                "engine": self.engine.state_dict(),
+                "ema": self.ema.state_dict() if self.ema is not None else None,
+                "schedule": self.schedule.state_dict(),
+                "loop": state,
+            },
+        )
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> bool:
+        found: dict[str, Any] | None = load_checkpoint(self.folder, self.fingerprint)
+        if found is None:
+            return False
+        self.engine.load_state_dict(found["engine"])
+        if self.ema is not None:
+            self.ema.load_state_dict(found["ema"])
+        self.schedule.load_state_dict(found["schedule"])
+        self.state = LoopState(**found["loop"])
+        return True

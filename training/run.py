@@ -1,0 +1,253 @@
+"""From a labelled dataset to a model file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..ase_calcs.errors import DataError, InputError
+from ..ase_calcs.modelfile import DTYPES, build_potential, save_model
+from ..ase_calcs.potential import ModelHeader, Potential
+from ..ase_calcs.progress import Progress, SilentProgress
+from ..datasets.splits import split_indices
+from ..datasets.store import Dataset
+from .batches import EdgeBudgetSampler, FrameTable
+from .checkpoint import remove_checkpoints
+from .config import ModelConfig, SplitConfig, TrainConfig
+from .engine import TorchEngine
+from .loop import TrainLoop
+from .metrics import INDEX, figures
+from .task import PotentialTask
+
+MODEL = "model.safetensors"
+SPLITS = "splits.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left behind.
+
+    Attributes
+    ----------
+    model
+        Path of ``model.safetensors``.
+    metrics
+        ``{"validation": {...}, "test": {...}}`` in eV and Å, of the saved weights.
+    splits
+        Frame indices of train, validation and test.
+    epochs, steps, seconds
+        How long it took.
+    """
+
+    model: Path
+    metrics: dict[str, dict[str, float]]
+    splits: dict[str, np.ndarray]
+    epochs: int
+    steps: int
+    seconds: float
+
+
+def train(
+    dataset: str | Path,
+    run_dir: str | Path,
+    *,
+    model: ModelConfig | None = None,
+    training: TrainConfig | None = None,
+    split: SplitConfig | None = None,
+    splits: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train a student and write ``model.safetensors``, ``metrics.jsonl`` and ``splits.json`` into `run_dir`.
+
+    Called again after an interruption, it goes on from the last checkpoint.
+
+    Parameters
+    ----------
+    dataset
+        HDF5 with energies and forces.
+    splits
+        Frame indices of ``train``, ``validation`` and ``test`` (may be absent), instead of a split by `split`.
+    seed
+        Of the split, the initial weights and the order of batches.
+
+    Raises
+    ------
+    DataError
+        The dataset does not hold what the loss needs, or cannot be split.
+    InputError
+        Something in the recipe is not allowed.
+    """
+    model, training, split = model or ModelConfig(), training or TrainConfig(), split or SplitConfig()
+    progress = progress or SilentProgress()
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    try:
+        with Dataset(dataset) as data:
+            parts = _split(data, split, splits, seed)
+            return _train(data, run_dir, model, training, parts, seed, device, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(
+    data: Dataset,
+    run_dir: Path,
+    model: ModelConfig,
+    training: TrainConfig,
+    parts: dict[str, np.ndarray],
+    seed: int,
+    device: str,
+    progress: Progress,
+) -> TrainResult:
+    if model.charges and training.loss.charges + training.loss.dipole == 0:
+        raise InputError(
+            "`model.charges` is on, but neither `training.loss.charges` nor `training.loss.dipole` has a weight: the "
+            "charges would never be trained. Give one of them a weight."
+        )
+    if not model.charges and training.loss.charges + training.loss.dipole > 0:
+        raise InputError(
+            "`training.loss.charges` or `.dipole` has a weight, but `model.charges` is off: the student has no charges "
+            "to train. Set `model.charges: true`."
+        )
+    dtype = DTYPES[model.dtype]
+    elements = tuple(sorted({int(z) for z in np.unique(data.numbers)}))
+    labels = tuple(name for name in ("stress", "charges", "dipole") if getattr(training.loss, name) > 0)
+    tables = {
+        name: FrameTable(data, parts[name], cutoff=model.cutoff, labels=labels, dtype=dtype, progress=progress)
+        for name in ("train", "validation")
+    }
+    potential = prepare_potential(model, elements, tables["train"], seed=seed).to(device)
+    task = PotentialTask(potential, training.loss, precision=training.precision)
+    fingerprint = _fingerprint(data.content_hash, parts, model, training, seed)
+    if training.compile != "off":
+        progress.say("preparing the training step (compiling it takes about a minute where that pays)")
+    engine = TorchEngine(task, training, tables["train"].batch(np.arange(min(2, len(tables["train"])))))
+    loop = TrainLoop(
+        engine, tables["train"], tables["validation"], training, run_dir,
+        seed=seed, fingerprint=fingerprint, progress=progress,
+    )  # fmt: skip
+    state = loop.run()
+    metrics = {"validation": state.best_figures}
+    if len(parts.get("test", ())):
+        test = FrameTable(data, parts["test"], cutoff=model.cutoff, labels=labels, dtype=dtype, progress=progress)
+        metrics["test"] = evaluate_table(engine, test, training)
+    potential.header = _header(data, metrics)
+    path = save_model(run_dir / MODEL, potential)
+    _write_json(run_dir / SPLITS, {name: indices.tolist() for name, indices in parts.items()})
+    remove_checkpoints(run_dir)
+    return TrainResult(path, metrics, parts, state.epoch, state.step, state.seconds)
+
+
+def prepare_potential(model: ModelConfig, elements: tuple[int, ...], table: FrameTable, *, seed: int) -> Potential:
+    """A network with fresh weights whose constants are fitted to the training frames.
+
+    Atomic reference energies by least squares, the energy scale from the forces, and the closest distances of every
+    pair of elements, where the short-range repulsion takes over.
+    """
+    hyperparameters: dict[str, Any] = {
+        "features": model.features,
+        "layers": model.layers,
+        "cutoff": model.cutoff,
+        "n_basis": model.n_basis,
+        "charges": model.charges,
+    }
+    # Initial weights come from torch's global generator; the user's is put back afterwards.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        potential = build_potential(model.architecture, elements, hyperparameters, dtype=DTYPES[model.dtype])
+    potential.atomic_energies.copy_(reference_energies(table, elements))
+    potential.energy_scale.fill_(max(float(table.forces.double().square().mean().sqrt()), 1e-3))
+    short_range = getattr(potential, "short_range", None)
+    if short_range is not None:
+        short_range.set_closest_distances(table.closest_distances(elements))
+    return potential
+
+
+def reference_energies(table: FrameTable, elements: tuple[int, ...]) -> torch.Tensor:
+    """(S,) float64, eV: the atomic energies that explain the total energies best (minimum norm where they are free)."""
+    solution, *_ = np.linalg.lstsq(table.compositions(elements), table.energy.numpy(), rcond=None)
+    return torch.from_numpy(solution)
+
+
+def evaluate_table(engine: TorchEngine, table: FrameTable, config: TrainConfig) -> dict[str, float]:
+    """Errors of the engine's present weights on a whole table."""
+    sampler = EdgeBudgetSampler(
+        table.edge_counts, batch_edges=4 * config.batch_edges, batch_frames=4 * config.batch_frames, seed=0
+    )
+    sums = engine.evaluate([table.batch(frames) for frames in sampler.in_order()]).cpu()
+    return figures(sums) | {"loss": float(sums[INDEX["loss"]])}
+
+
+def _split(
+    data: Dataset, split: SplitConfig, given: Mapping[str, np.ndarray] | None, seed: int
+) -> dict[str, np.ndarray]:
+    if given is None:
+        fractions = {
+            "train": 1.0 - split.validation - split.test,
+            "validation": split.validation,
+            "test": split.test,
+        }
+        return split_indices(data, by=split.by, fractions=fractions, seed=seed)
+    parts = {name: np.asarray(indices, dtype=np.int64) for name, indices in given.items()}
+    for name in ("train", "validation"):
+        if not len(parts.get(name, ())):
+            raise DataError(f"The split has no `{name}` frames; training needs some.")
+    for name, indices in parts.items():
+        if indices.size and (indices.min() < 0 or indices.max() >= len(data)):
+            raise DataError(f"The split `{name}` names frame {indices.max()}, but the dataset has {len(data)} frames.")
+    together = np.concatenate(list(parts.values()))
+    if len(np.unique(together)) != len(together):
+        raise DataError("The split puts a frame into two parts (or into one twice); every frame belongs to one part.")
+    return parts
+
+
+def _header(data: Dataset, metrics: dict[str, dict[str, float]]) -> ModelHeader:
+    provenance = data.provenance
+    return ModelHeader(
+        teacher=str(provenance.get("teacher", "")),
+        teacher_version=str(provenance.get("teacher_version", "")),
+        dataset_hash=data.content_hash,
+        charges=tuple(sorted({int(q) for q in np.unique(data.charge)})),
+        multiplicities=tuple(sorted({int(m) for m in np.unique(data.multiplicity)})),
+        metrics=metrics,
+    )
+
+
+def _fingerprint(
+    content_hash: str, parts: dict[str, np.ndarray], model: ModelConfig, training: TrainConfig, seed: int
+) -> str:
+    """Hash of everything a checkpoint depends on. How often it is saved or logged is not part of it."""
+    settings = dataclasses.asdict(training)
+    for name in ("checkpoint_seconds", "tensorboard", "wandb", "threads"):
+        settings.pop(name)
+    tree = {
+        "dataset": content_hash,
+        "splits": {name: indices.tolist() for name, indices in parts.items()},
+        "model": dataclasses.asdict(model),
+        "training": settings,
+        "seed": seed,
+    }
+    return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _write_json(path: Path, tree: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(tree, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
