@@ -287,7 +287,14 @@ def test_teachers_pickle_and_copy(name):
 
 # --- MMFF94 --------------------------------------------------------------------------------------------------------
 
-MOLECULES = [("CCO", 0), ("C[NH3+]", 1), ("CC(=O)[O-]", -1), ("C[N+](=O)[O-]", 0), ("CC(=O)Oc1ccccc1C(=O)O", 0)]
+MOLECULES = [
+    ("CCO", 0),
+    ("ICI", 0),
+    ("C[NH3+]", 1),
+    ("CC(=O)[O-]", -1),
+    ("C[N+](=O)[O-]", 0),
+    ("CC(=O)Oc1ccccc1C(=O)O", 0),
+]
 
 
 @pytest.mark.parametrize(("smiles", "charge"), MOLECULES)

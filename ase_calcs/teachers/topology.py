@@ -12,7 +12,7 @@ from ase.data import chemical_symbols, covalent_radii
 
 from ..errors import TeacherError, require
 
-BOND_SCALE = 1.3  # atoms closer than this times the sum of their covalent radii (Cordero 2008) are bonded
+BOND_SCALE = 1.3  # atoms of a smaller `bond_stretch` than this are bonded
 # A hot frame may stretch a bond past the first, or bring a contact below it; tried in turn against a known SMILES.
 _SCALES_WITH_SMILES = (BOND_SCALE, 1.2, 1.4, 1.5, 1.6)
 _PURPOSE = "work with the bonds of molecules (MMFF94, conformers)"
@@ -30,17 +30,25 @@ def pair_distances(positions: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("ijc,ijc->ij", vectors, vectors))
 
 
+def bond_stretch(numbers: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """How far pairs are from touching: 1 at the sum s of covalent radii (Cordero 2008), (N, N), dimensionless.
+
+    1 + (d − s)/min(s, 1.5 Å): the allowance stops growing with the radii, else the two iodines of CH₂I₂ were bonded.
+    """
+    sums = covalent_sums(numbers)
+    return 1.0 + (pair_distances(np.asarray(positions, dtype=float)) - sums) / np.minimum(sums, 1.5)
+
+
 def bonded_pairs(numbers: np.ndarray, positions: np.ndarray, *, scale: float = BOND_SCALE) -> np.ndarray:
-    """Pairs i < j closer than `scale` times the sum of covalent radii, (P, 2) int, sorted; no periodic images."""
-    close = pair_distances(np.asarray(positions, dtype=float)) < scale * covalent_sums(numbers)
-    return np.argwhere(np.triu(close, k=1))
+    """Pairs i < j with a `bond_stretch` below `scale`, (P, 2) int, sorted; no periodic images."""
+    return np.argwhere(np.triu(bond_stretch(numbers, positions) < scale, k=1))
 
 
 def bond_fingerprint(numbers: np.ndarray, positions: np.ndarray, *, smiles: str = "") -> bytes:
     """Bytes that are equal where `molecule_from_geometry` is certain to find the same bonds; a key for caches."""
     scales = sorted(_SCALES_WITH_SMILES) if smiles else [BOND_SCALE]
     upper = np.triu_indices(len(numbers), k=1)
-    ratio = (pair_distances(positions) / covalent_sums(numbers))[upper]
+    ratio = bond_stretch(numbers, positions)[upper]
     return np.searchsorted(scales, ratio, side="right").astype(np.uint8).tobytes()
 
 
