@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..ase_calcs.errors import StructureError, require
 from .charges import (
     check_parity,
@@ -259,52 +257,3 @@ def rebond(mol: Chem.Mol, charge: int | None = None) -> Chem.Mol:
     if Chem.GetFormalCharge(result) != charge or open_valences:
         raise StructureError(f"no bonds, and none found that fit charge {charge:+d} and every valence")
     return result.GetMol()
-
-
-def molecule_from_structure(structure: Structure) -> Chem.Mol:
-    """An RDKit molecule with the structure's bonds, atom order and positions.
-
-    Built from ``structure.smiles``, whose graph is laid onto the geometry; where the SMILES is empty the bonds are
-    found from the geometry.
-
-    Raises
-    ------
-    StructureError
-        If the geometry's bonds are not those of the SMILES (a broken bond).
-    """
-    need_rdkit()
-    from rdkit import Chem, rdBase
-    from rdkit.Chem import rdDetermineBonds
-
-    bare = Chem.RWMol()
-    for number in structure.numbers:
-        bare.AddAtom(Chem.Atom(int(number)))
-    conformer = Chem.Conformer(len(structure))
-    conformer.Set3D(True)
-    conformer.SetPositions(np.ascontiguousarray(structure.positions, dtype=np.float64))
-    bare.AddConformer(conformer)
-    with rdBase.BlockLogs():
-        if not structure.smiles:
-            return rebond(bare.GetMol(), charge=structure.charge)
-        molecule = Chem.AddHs(Chem.MolFromSmiles(structure.smiles))
-        rdDetermineBonds.DetermineConnectivity(bare)
-        match = _skeleton(bare).GetSubstructMatch(_skeleton(molecule))
-        if len(match) != len(structure) or bare.GetNumBonds() != molecule.GetNumBonds():
-            raise StructureError(f"the bonds of the geometry are not those of its SMILES {structure.smiles}")
-        ordered = Chem.RenumberAtoms(molecule, [int(k) for k in np.argsort(match)])
-        ordered.AddConformer(bare.GetConformer(), assignId=True)
-        return ordered
-
-
-def _skeleton(mol: Chem.Mol) -> Chem.Mol:
-    """The same graph with elements and single bonds only."""
-    from rdkit import Chem
-
-    skeleton = Chem.RWMol()
-    for atom in mol.GetAtoms():
-        plain = Chem.Atom(atom.GetAtomicNum())
-        plain.SetNoImplicit(True)
-        skeleton.AddAtom(plain)
-    for bond in mol.GetBonds():
-        skeleton.AddBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), Chem.BondType.SINGLE)
-    return skeleton.GetMol()
