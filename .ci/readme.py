@@ -5,11 +5,13 @@ Usage: .venv/bin/python .ci/readme.py
 Only fenced blocks marked ```bash and ```python are commands; they run exactly as written in the root of the
 repository, except that lines beginning with `git clone`, `cd`, `pip install` or `make test` (which .ci/run has run)
 are passed over. A block preceded by the comment <!-- long: … --> is not run here; the comment says
-where it is. `distillase` and `python` are those of `.venv`.
+where it is. `distillase` and `python` are those of `.venv`. The folders that the commands write, runs/quickstart and
+runs/small, are removed first: what an older version made there would be refused.
 """
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -40,6 +42,8 @@ def main() -> int:
     """Run them; returns the number that failed."""
     python = ROOT / ".venv/bin/python"
     failed = 0
+    for folder in ("quickstart", "small"):
+        shutil.rmtree(ROOT / "runs" / folder, ignore_errors=True)
     for kind, command in commands((ROOT / "README.md").read_text(encoding="utf-8")):
         print(f"README: {command if kind == 'bash' else 'the Python block'}", flush=True)
         start = time.monotonic()

@@ -28,6 +28,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
+
+
 class _RichTask:
     def __init__(self, bars: RichBars, task_id: int) -> None:
         self._bars, self._id = bars, task_id
@@ -91,9 +95,9 @@ class _PlainTask:
 
     def write(self, closing: str = "") -> None:
         elapsed = time.monotonic() - self._start
-        parts = [f"{self._description}: {self._done:g}"]
+        parts = [f"{self._description}: {_number(self._done)}"]
         if self._total:
-            parts[0] += f" of {self._total:g} ({100 * self._done / self._total:.0f} %)"
+            parts[0] += f" of {_number(self._total)} ({100 * self._done / self._total:.0f} %)"
         parts.append(f"{clock(elapsed)} so far")
         if closing:
             parts[-1] = f"{closing} after {clock(elapsed)}"
