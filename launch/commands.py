@@ -96,7 +96,7 @@ Seed = Annotated[
 ]
 Workers = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--workers", "-w", min=0, help="Processes that label; 0 for one per core.", show_default=False),
+    typer.Option("--workers", "-w", min=0, help="Processes that sample and label; 0 for one per core.", show_default=False),
 ]
 NoHydrogen = Annotated[
     bool, typer.Option("--allow-no-hydrogen", help="Accept a set of molecules without a single hydrogen.")
@@ -296,7 +296,10 @@ def md(
     model: Annotated[str, typer.Argument(help="A model file, or a teacher's name to run the teacher instead.")],
     structure: Annotated[str, typer.Argument(help="A structure file (its first structure) or a SMILES.")],
     ensemble: Annotated[str, typer.Option(help="`nve` (velocity Verlet) or `langevin`.")] = "langevin",
-    temperature: Annotated[float, typer.Option(min=0.0, help="K; of thermostat and first velocities.")] = 300.0,
+    temperature: Annotated[
+        float,
+        typer.Option(min=0.0, help="K; of thermostat and first velocities (twice that with `nve` and `--relax`)."),
+    ] = 300.0,
     steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 1000,
     timestep: Annotated[float, typer.Option(min=0.0, help="fs.")] = 0.5,
     friction: Annotated[float, typer.Option(min=0.0, help="1/fs; Langevin only.")] = 0.01,

@@ -34,7 +34,8 @@ class MDSettings:
     ensemble
         ``"nve"`` or ``"langevin"``.
     temperature_K
-        Of the first velocities and of the thermostat.
+        Of the thermostat and the first velocities (twice that in NVE from a relaxed structure, so that this is the mean
+        temperature of the run).
     steps, timestep_fs
         Length of the run.
     friction_per_fs
@@ -169,7 +170,9 @@ def _closing(
 def _dynamics(atoms: Atoms, options: MDSettings) -> MolecularDynamics:
     rng = np.random.default_rng(options.seed)
     if options.temperature_K > 0:
-        thermalize_momenta(atoms, temperature_K=options.temperature_K, rng=rng)
+        # From a minimum half of the kinetic energy soon becomes potential energy, and no thermostat makes up for it.
+        factor = 2.0 if options.relax and options.ensemble == "nve" else 1.0
+        thermalize_momenta(atoms, temperature_K=factor * options.temperature_K, rng=rng)
         if options.ensemble == "nve":
             Stationary(atoms)
             if not atoms.pbc.any() and len(atoms) > 1:
