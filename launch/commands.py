@@ -96,7 +96,9 @@ Seed = Annotated[
 ]
 Workers = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--workers", "-w", min=0, help="Processes that sample and label; 0 for one per core.", show_default=False),
+    typer.Option(
+        "--workers", "-w", min=0, help="Processes that sample and label; 0: one per core.", show_default=False
+    ),
 ]
 NoHydrogen = Annotated[
     bool, typer.Option("--allow-no-hydrogen", help="Accept a set of molecules without a single hydrogen.")
