@@ -16,11 +16,13 @@ from .electronic_state import check_electronic_state, electronic_state
 from .errors import DistillaseError, InputError, StructureError, did_you_mean
 from .evaluation import State, as_results, one_of_batch, possible_properties, state_key, state_of
 from .graph import AtomGraph, batch_graphs
-from .modelfile import DTYPES, dtype_name, load_model
+from .modelfile import ARCHITECTURES, DTYPES, build_potential, dtype_name, load_model
 from .neighbors import EdgeArrays, SkinNeighborList, graph_from_arrays, moved_graph
 from .potential import Potential, PotentialOutput
 
 CompileMode = Literal["off", "auto", "on"]
+# Barostats use stress at every second or third geometry of theirs.
+_PATIENCE = 4
 _SETTABLE = ("charge", "multiplicity", "skin")
 
 
@@ -41,8 +43,8 @@ class PotentialCalculator(Calculator):
     that the training data did not have. Both are part of what results depend on: changing them recalculates.
 
     Results are recalculated when positions, cell, numbers, pbc, charge or multiplicity differ at all. Forces and stress
-    are calculated when asked for; a property that was asked for at one geometry is calculated along at the next, so a
-    barostat pays for one evaluation per step.
+    are calculated when asked for; a property that was asked for is calculated along at the next few geometries, so
+    that a barostat, which asks for forces first and for stress later, pays for one evaluation.
 
     Parameters
     ----------
@@ -96,8 +98,7 @@ class PotentialCalculator(Calculator):
         self.neighbors = SkinNeighborList(self.potential.cutoff, skin)
         self.results: dict[str, Any] = {}
         self._static: _Static | None = None  # of the last graph; what has not changed is used again
-        self._wanted: set[str] = set()  # asked for at the geometry of `_state`
-        self._wanted_before: set[str] = set()  # and at the one before
+        self._wanted: dict[str, int] = {}  # property → for how many more geometries it is calculated along
         if compile not in get_args(CompileMode):
             raise InputError(f"compile is {compile!r}; allowed are 'off', 'auto' and 'on'.")
         self._compile: CompileMode = compile
@@ -181,19 +182,18 @@ class PotentialCalculator(Calculator):
         if name not in self.implemented_properties:
             raise PropertyNotImplementedError(f"{name} is not among {', '.join(self.implemented_properties)}.")
         if atoms is not None and (changes := self.check_state(atoms)):
-            if self._state is not None:
-                self._wanted_before, self._wanted = self._wanted, set()
+            self._wanted = {name: left - 1 for name, left in self._wanted.items() if left > 1}
             self.reset()
         else:
             changes = []
+        if name not in self.results and not allow_calculation:
+            return None
+        self._wanted[name] = _PATIENCE
         if name not in self.results:
-            if not allow_calculation:
-                return None
             if atoms is None:
                 atoms = self.atoms
                 if atoms is None:
                     raise StructureError("The calculator has not seen any atoms yet; pass them, or set atoms.calc.")
-            self._wanted.add(name)
             self.calculate(atoms, [name], changes)
         result = self.results[name]
         return result.copy() if isinstance(result, np.ndarray) else result
@@ -209,7 +209,7 @@ class PotentialCalculator(Calculator):
             atoms = self.atoms
             if atoms is None:
                 raise StructureError("The calculator has not seen any atoms yet; pass them, or set atoms.calc.")
-        wanted = {*properties, *self._wanted, *self._wanted_before}
+        wanted = {*properties, *self._wanted}
         self._state, self.results = None, {}  # an error below must leave nothing behind
         state = state_of(atoms, self._electronic_state(atoms))
         wanted = possible_properties(wanted, set(properties), state)
@@ -309,20 +309,23 @@ class PotentialCalculator(Calculator):
         """The graph of one structure; what has not changed since the last call is not made again."""
         if len(state.numbers) == 0:
             raise StructureError("There are no atoms to calculate.")
-        edges = self.neighbors.update_arrays(state.positions, state.cell, state.pbc)
+        edges = self.neighbors.update(state.positions, state.cell, state.pbc)
         known = self._static
         if known is not None and known.key == state.key[1:]:
-            graph = moved_graph(known.graph, state.positions, None if edges is known.edges else edges)
+            graph = moved_graph(known.graph, state.centred(), None if edges is known.edges else edges)
         else:
             if known is None or (known.key[0], known.key[3:]) != (state.key[1], state.key[4:]):
                 self._check(state)  # not for a cell that a barostat changed
             graph = graph_from_arrays(
-                *state[:4],
+                state.numbers,
+                state.centred(),
+                state.cell,
+                state.pbc,
                 self.cutoff,
                 *state[4:6],
                 dtype=self.dtype,
                 device=self.potential.device,
-                edges=(edges.pairs[0], edges.pairs[1], edges.shifts),
+                edges=edges,
             )
         self._static = _Static(state.key[1:], edges, graph)
         return graph
@@ -349,7 +352,14 @@ def _prepared(model: str | Path | Potential, device: str | torch.device, dtype: 
         return load_model(model, dtype=dtype, device=device)
     if not isinstance(model, Potential):
         raise InputError(f"model is a {type(model).__name__}; give the path of a model file, or a Potential.")
-    return deepcopy(model).to(device=device, dtype=dtype or model.dtype).eval().requires_grad_(False)
+    if dtype not in (None, model.dtype) and ARCHITECTURES.get(model.architecture) is type(model):
+        # Built anew, constants are exact in float64; converted, they would keep the rounding of float32.
+        twin = build_potential(model.architecture, model.elements, model.hyperparameters, dtype=dtype)
+        twin.load_state_dict(model.state_dict())
+        twin.header = model.header
+    else:
+        twin = deepcopy(model).to(dtype=dtype or model.dtype)
+    return twin.to(device).eval().requires_grad_(False)
 
 
 def _predicts_charges(potential: Potential) -> bool:

@@ -32,6 +32,10 @@ class State(NamedTuple):
     multiplicity: int
     key: StateKey
 
+    def centred(self) -> np.ndarray:
+        """Positions relative to the first atom: far from the origin, float32 would lose digits of the distances."""
+        return self.positions - self.positions[0]
+
 
 def state_key(atoms: Atoms, electronic: tuple[int, int]) -> StateKey:
     """Positions first, then what changes rarely."""
@@ -89,7 +93,8 @@ def as_results(output: PotentialOutput, state: State, wanted: set[str]) -> dict[
     if output.charges is not None and output.dipole is not None:
         results["charges"] = _numpy(output.charges)
         if not state.pbc.any():
-            results["dipole"] = _numpy(output.dipole)[0]
+            # `State.centred` moved the origin, on which the dipole of an ion depends.
+            results["dipole"] = _numpy(output.dipole)[0] + state.charge * state.positions[0]
     return results
 
 

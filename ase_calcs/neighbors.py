@@ -161,16 +161,11 @@ class SkinNeighborList:
         self._candidates = self._edges = EdgeArrays(np.zeros((2, 0), np.int64), np.zeros((0, 3), np.int64))
         self._real_shifts: np.ndarray | None = None  # float64 copy of the candidates' shifts; None if all are zero
 
-    def update(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Edges:
-        """Edges (i, j, S) of these positions, as `neighbor_list` returns and with the errors it raises.
+    def update(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> EdgeArrays:
+        """Edges of these positions, as `neighbor_list` finds them and with the errors it raises.
 
-        The returned arrays may be kept but must not be written to.
+        The very same object comes back as long as no edge came or went; it must not be written to.
         """
-        pairs, shifts = self.update_arrays(positions, cell, pbc)
-        return pairs[0], pairs[1], shifts
-
-    def update_arrays(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> EdgeArrays:
-        """As `update`, as pairs (2, E) and shifts (E, 3); the very same object as long as no edge came or went."""
         positions = np.asarray(positions, dtype=np.float64)
         cell = np.asarray(cell, dtype=np.float64)
         self.n_updates += 1
@@ -230,7 +225,7 @@ def graph_from_arrays(
     dtype: torch.dtype = torch.float32,
     *,
     device: torch.device | str = "cpu",
-    edges: Edges | None = None,
+    edges: Edges | EdgeArrays | None = None,
 ) -> AtomGraph:
     """One structure as an `AtomGraph`.
 
@@ -245,7 +240,7 @@ def graph_from_arrays(
     dtype, device
         Of the tensors that are made.
     edges
-        (i, j, S) from `neighbor_list` or `SkinNeighborList.update`, if there is one already.
+        (i, j, S) from `neighbor_list` or `SkinNeighborList.update`, if there are some already.
 
     Raises
     ------
@@ -254,10 +249,8 @@ def graph_from_arrays(
     """
     if edges is None:
         edges = neighbor_list(positions, cell, pbc, cutoff)
-    i, j, shifts = edges
-    pairs = np.empty((2, len(i)), dtype=np.int64)
-    pairs[0] = i
-    pairs[1] = j
+    if not isinstance(edges, EdgeArrays):
+        edges = EdgeArrays(np.stack(edges[:2]), edges[2])
     n_atoms = len(numbers)
     real = {"dtype": dtype, "device": device}
     return AtomGraph(
@@ -266,8 +259,8 @@ def graph_from_arrays(
         cell=torch.tensor(np.asarray(cell), **real).reshape(1, 3, 3),
         pbc=torch.tensor(np.asarray(pbc, dtype=bool), device=device).reshape(1, 3),
         system=torch.zeros(n_atoms, dtype=torch.int64, device=device),
-        edges=torch.from_numpy(pairs).to(device),
-        edge_shifts=torch.tensor(shifts, **real),
+        edges=torch.tensor(edges.pairs, device=device),
+        edge_shifts=torch.tensor(edges.shifts, **real),
         charge=torch.tensor([float(charge)], **real),
         multiplicity=torch.tensor([float(multiplicity)], **real),
     )
