@@ -100,6 +100,7 @@ def begin(run: Run, stages: Sequence[Stage], restart_from: str = "") -> Run:
         f"The complete recipe of this run. Again: distillase distill --recipe {run.folder.name}/config.yaml --out …"
     )
     write_text(run.folder / "config.yaml", dump_recipe(run.recipe, header))
+    (run.folder / "error.log").unlink(missing_ok=True)  # of an earlier call
     return run
 
 
