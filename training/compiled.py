@@ -61,9 +61,9 @@ class CompiledStep(nn.Module):
 
     def _run(self, parameters: tuple[Tensor, ...], inputs: list[Tensor]) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return self._step(*(p.detach() for p in parameters), *self._buffers(), *inputs)
+            return self._step(*(p.detach() for p in parameters), *self._live_buffers(), *inputs)
 
-    def _buffers(self) -> list[Tensor]:
+    def _live_buffers(self) -> list[Tensor]:
         return list(self.task.buffers())
 
     def _compile(self, example: dict[str, Tensor]) -> Callable[..., tuple[Tensor, ...]]:
@@ -72,11 +72,18 @@ class CompiledStep(nn.Module):
         parameters = [p.detach().clone().requires_grad_() for p in self.task.parameters() if p.requires_grad]
         buffers = [b.detach().clone() for b in self.task.buffers()]
         counts = torch.full((len(SUMS),), 2.0, dtype=torch.float64, device=parameters[0].device)
-        inputs = (*parameters, *buffers, *_fake_batch(example).values(), counts)
+        batch = _fake_batch(example)
+        inputs = (*parameters, *buffers, *batch.values(), counts)
         graph = make_fx(self._functional_step, tracing_mode="symbolic")(*inputs)
         graph.graph.eliminate_dead_code()
         graph.recompile()
-        return torch.compile(graph, dynamic=True)
+        # Only the sizes of the batch are dynamic: widths known at compile time give faster kernels.
+        for name, tensor in batch.items():
+            torch._dynamo.mark_dynamic(tensor, 1 if name == "edges" else 0)
+        compiled = torch.compile(graph)
+        with torch.no_grad():
+            compiled(*(t.detach() for t in inputs[:-1]), counts)  # compiles now, not in the first step
+        return compiled
 
     def _functional_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """(parameters, buffers, batch, counts) → (loss, sums, gradients…), free of side effects."""
