@@ -14,10 +14,11 @@ class ReportConfig:
     Attributes
     ----------
     md_ps
-        Length of the student's thermostatted MD whose bonds and angles are compared with the teacher's, ps; 0 leaves
-        the comparison out.
+        Length of each thermostatted trajectory of the student whose bonds and angles are compared with the teacher's,
+        ps; 0 leaves the comparison out.
     teacher_md_ps
-        Length of the teacher's MD, from the same starting points, ps; 0 leaves the comparison out.
+        Length of each trajectory of the teacher, from the same starting points with the same noise, ps; 0 leaves the
+        teacher out.
     nve_ps
         Length of the NVE run whose total energy is watched, ps, once in float32 and once in float64; 0 leaves it out.
     temperature_K
@@ -27,7 +28,7 @@ class ReportConfig:
     friction_per_fs
         Langevin friction, 1/fs.
     n_starts
-        Trajectories per calculator in the comparison; `md_ps` and `teacher_md_ps` are shared among them.
+        Trajectories per calculator in the comparison.
     speed_seconds
         Time spent on timing each calculator, s; 0 leaves the timing out.
     budget_seconds
@@ -45,13 +46,13 @@ class ReportConfig:
         Of what is drawn at random, velocities and thermostat noise.
     """
 
-    md_ps: float = 10.0
-    teacher_md_ps: float = 2.5
-    nve_ps: float = 5.0
+    md_ps: float = 1.2
+    teacher_md_ps: float = 1.2
+    nve_ps: float = 2.5
     temperature_K: float = 300.0
     timestep_fs: float = 0.5
     friction_per_fs: float = 0.02
-    n_starts: int = 2
+    n_starts: int = 4
     speed_seconds: float = 1.0
     budget_seconds: float = 60.0
     max_frames: int = 2000
@@ -61,9 +62,17 @@ class ReportConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("md_ps", "teacher_md_ps", "nve_ps", "speed_seconds", "n_structures", "n_worst", "angle_threshold"):
+        for name in ("md_ps", "teacher_md_ps", "nve_ps", "speed_seconds", "n_structures", "n_worst"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"`report.{name}` is {getattr(self, name)}; it must be at least 0.")
-        for name in ("temperature_K", "timestep_fs", "friction_per_fs", "n_starts", "budget_seconds", "max_frames"):
+        for name in (
+            "temperature_K",
+            "timestep_fs",
+            "friction_per_fs",
+            "n_starts",
+            "budget_seconds",
+            "max_frames",
+            "angle_threshold",
+        ):
             if not getattr(self, name) > 0:
                 raise InputError(f"`report.{name}` is {getattr(self, name)}; it must be greater than zero.")
