@@ -248,7 +248,14 @@ def train_student(run: Run, dataset: Path) -> Path:
         return {"metrics": to_plain(result.metrics)}
 
     inputs = {**stage_settings(recipe)[TRAIN.name], "source.dataset": _content_hash(dataset)}
-    run_stage(run.folder, TRAIN, inputs, work, run.progress)
+    result = run_stage(run.folder, TRAIN, inputs, work, run.progress)
+    for part in ("test", "validation"):
+        if (errors := result["metrics"].get(part)) and "force_mae" in errors:
+            run.progress.say(
+                f"  {part} frames: forces {1000 * errors['force_mae']:.1f} meV/Å, energy "
+                f"{1000 * errors['energy_mae_per_atom']:.2f} meV/atom (mean absolute errors against the labels)"
+            )
+            break
     return run.folder / "model.safetensors"
 
 

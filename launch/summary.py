@@ -33,6 +33,7 @@ FILES = {
     "molecules.h5": "molecules as read, complete with hydrogens",
     "intake.json": "what was refused or changed on reading, with reasons",
     "labels": "every label as it arrived; never computed twice",
+    "sampling": "finished trajectories, for an interrupted run; may be deleted",
     "tensorboard": "tensorboard --logdir",
     "error.log": "the traceback of an unexpected error",
 }
