@@ -34,6 +34,7 @@ class Message(nn.Module):
     def forward(
         self, s: Tensor, v: Tensor | None, basis: Tensor, directions: Tensor, edges: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Scalars (N, F), vectors (N, 3, F) or None, basis (E, K), directions (E, 3) → new scalars and vectors."""
         centre, neighbour = edges[0], edges[1]
         phi = self.phi(silu(self.hidden(s)))  # (N, parts·F)
         message = phi[neighbour] * self.filter(basis)  # (E, parts·F)
@@ -57,6 +58,7 @@ class Update(nn.Module):
         self.gates = nn.Linear(features, (2 if last else 3) * features)
 
     def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Scalars (N, F) and vectors (N, 3, F) → new ones."""
         u_v, v_v = self.uv(v).split(self.features, dim=-1)  # (N, 3, F) each
         norm = torch.sqrt((v_v * v_v).sum(dim=1) + 1e-8)  # (N, F); smooth at zero
         gates = self.gates(silu(self.hidden(torch.cat([s, norm], dim=-1)))).split(self.features, dim=-1)
@@ -101,7 +103,13 @@ class PaiNN(Potential):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(elements, cutoff)
-        self._hyperparameters = dict(features=features, layers=layers, cutoff=cutoff, n_basis=n_basis, charges=charges)
+        self._hyperparameters = {
+            "features": features,
+            "layers": layers,
+            "cutoff": cutoff,
+            "n_basis": n_basis,
+            "charges": charges,
+        }
         n_species = len(self.elements)
         self.embedding = nn.Embedding(n_species, features)
         # The state of the whole structure shifts the embedding of each element: linear in charge and in 2S.

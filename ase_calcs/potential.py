@@ -247,7 +247,8 @@ def edge_forces(gradient: Tensor, edges: Tensor, positions: Tensor) -> Tensor:
 def edge_stress(gradient: Tensor, vectors: Tensor, graph: AtomGraph, volumes: Tensor | None = None) -> Tensor:
     """Stress (B, 3, 3), eV/Å³: a homogeneous strain ε moves r_ij by ε·r_ij, so dE/dε = Σ r_ij ⊗ dE/dr_ij.
 
-    `volumes` (B,) in Å³ are those of the cells unless given. The sum is symmetric for a rotation-invariant energy; it is symmetrised against rounding.
+    `volumes` (B,) in Å³ are those of the cells unless given. The sum is symmetric for a rotation-invariant energy; it
+    is symmetrised against rounding.
     """
     virial = vectors[:, :, None] * gradient[:, None, :]  # (E, 3, 3)
     system = graph.system[graph.edges[0]]

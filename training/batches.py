@@ -197,7 +197,8 @@ class FrameTable:
             frame = np.searchsorted(self.atom_offsets, bad, side="right") - 1 if name in self._per_atom else bad
             n_bad, first = len(set(frame.tolist())), frames[frame[0]]
             raise DataError(
-                f"{n_bad} of {len(self)} frames have no `{name}` (first: frame {first} of the dataset). Label them, leave them out, or give `training.loss.{name}` no weight."
+                f"{n_bad} of {len(self)} frames have no `{name}` (first: frame {first} of the dataset). Label them, "
+                f"leave them out, or give `training.loss.{name}` no weight."
             )
 
     def _find_edges(

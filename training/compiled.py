@@ -8,25 +8,14 @@ whoever calls ``loss.backward()``, so that an engine need not know.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..ase_calcs.compiled import ATOMS, EDGES, STRUCTURES
 from .metrics import SUMS
-
-# Sizes for tracing: distinct, not a width anyone uses. Equal sizes would be taken for one and the same symbol.
-STRUCTURES, ATOMS, EDGES = 7, 211, 1009
-
-
-def find_compiler() -> str | None:
-    """Path of a C++ compiler, or None."""
-    for name in ("c++", "g++", "clang++"):
-        if path := shutil.which(name):
-            return path
-    return None
 
 
 class CompiledStep(nn.Module):

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..ase_calcs.compiled import find_compiler
 from ..ase_calcs.errors import DistillaseError, InputError
 from .batches import Batch
-from .compiled import CompiledStep, find_compiler
+from .compiled import CompiledStep
 from .config import TrainConfig
 from .metrics import INDEX
 from .optimizers import make_optimizer
