@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
-from .compiled import CompiledPotential, package_path
 from .electronic_state import check_electronic_state, electronic_state
 from .errors import DistillaseError, InputError, StructureError, did_you_mean
 from .evaluation import State, as_results, one_of_batch, possible_properties, state_key, state_of
 from .graph import AtomGraph, batch_graphs
-from .modelfile import ARCHITECTURES, DTYPES, build_potential, dtype_name, load_model
+from .modelfile import dtype_name
 from .neighbors import EdgeArrays, SkinNeighborList, graph_from_arrays, moved_graph
+from .network import CompileMode, choose_network, predicts_charges, prepare_potential
 from .potential import Potential, PotentialOutput
 
-CompileMode = Literal["off", "auto", "on"]
 # Barostats use stress at every second or third geometry of theirs.
 _PATIENCE = 4
 _SETTABLE = ("charge", "multiplicity", "skin")
@@ -97,7 +97,7 @@ class PotentialCalculator(Calculator):
         skin: float = 0.5,
     ) -> None:
         self._state: State | None = None
-        self.potential = _prepared(model, device, dtype)
+        self.potential = prepare_potential(model, device, dtype)
         self.neighbors = SkinNeighborList(self.potential.cutoff, skin)
         self.results: dict[str, Any] = {}
         self._static: _Static | None = None  # of the last graph; what has not changed is used again
@@ -106,9 +106,9 @@ class PotentialCalculator(Calculator):
             raise InputError(f"compile is {compile!r}; allowed are 'off', 'auto' and 'on'.")
         self._compile: CompileMode = compile
         self._model = Path(model) if isinstance(model, str | Path) else None
-        self._network = _network(self.potential, self._model, compile)
+        self._network = choose_network(self.potential, self._model, compile)
         self.implemented_properties = ["energy", "free_energy", "forces", "energies", "stress"]
-        if _predicts_charges(self.potential):
+        if predicts_charges(self.potential):
             self.implemented_properties += ["charges", "dipole"]
         super().__init__()
         self.parameters.update(
@@ -218,7 +218,7 @@ class PotentialCalculator(Calculator):
             atoms = self.atoms
             if atoms is None:
                 raise StructureError("The calculator has not seen any atoms yet; pass them, or set atoms.calc.")
-        wanted = {*properties, *self._wanted}
+        wanted: AbstractSet[str] = {*properties, *self._wanted}
         self._state, self.results = None, {}  # an error below must leave nothing behind
         state = state_of(atoms, self._electronic_state(atoms))
         wanted = possible_properties(wanted, set(properties), state)
@@ -277,7 +277,7 @@ class PotentialCalculator(Calculator):
         return done
 
     def _batches(
-        self, structures: Sequence[Atoms], wanted: set[str], max_edges: int, max_atoms: int
+        self, structures: Sequence[Atoms], wanted: AbstractSet[str], max_edges: int, max_atoms: int
     ) -> Iterator[tuple[list[State], list[AtomGraph]]]:
         states: list[State] = []
         graphs: list[AtomGraph] = []
@@ -344,61 +344,19 @@ class PotentialCalculator(Calculator):
         with torch.no_grad():
             return self._network(graph, properties)
 
-    # Compiled networks cannot be copied or pickled; a copy makes its own.
+    def __deepcopy__(self, memo: dict[int, Any]) -> PotentialCalculator:
+        """A calculator of its own in all that changes; the frozen network is shared, which makes NEB images cheap."""
+        memo[id(self.potential)] = self.potential
+        memo[id(self._network)] = self._network
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_network"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # Machine code cannot be pickled; it is loaded (or, for a model that has no file, compiled) again.
         self.__dict__.update(state)
-        self._network = _network(self.potential, self._model, self._compile)
-
-
-def _network(
-    potential: Potential, model: Path | None, compile: CompileMode
-) -> Callable[[AtomGraph, Sequence[str]], PotentialOutput]:
-    """What evaluates the potential: itself, or its compiled twin with the same signature."""
-    found = model is not None and package_path(potential, model).is_file()
-    if compile == "on" or (compile == "auto" and found):
-        return CompiledPotential(potential, model)
-    return potential
-
-
-def _prepared(model: str | Path | Potential, device: str | torch.device, dtype: str | torch.dtype | None) -> Potential:
-    """A frozen network of our own on the right device."""
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise InputError(f"Unknown dtype `{dtype}`{did_you_mean(dtype, DTYPES)}")
-        dtype = DTYPES[dtype]
-    if dtype is not None and dtype not in DTYPES.values():
-        raise InputError(f"dtype is {dtype}; allowed are {', '.join(DTYPES)}.")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"Device {str(device)!r} cannot be used: {error}. `device='cpu'` works everywhere.") from error
-    if isinstance(model, str | Path):
-        return load_model(model, dtype=dtype, device=device)
-    if not isinstance(model, Potential):
-        raise InputError(f"model is a {type(model).__name__}; give the path of a model file, or a Potential.")
-    if dtype not in (None, model.dtype) and ARCHITECTURES.get(model.architecture) is type(model):
-        # Built anew, constants are exact in float64; converted, they would keep the rounding of float32.
-        twin = build_potential(model.architecture, model.elements, model.hyperparameters, dtype=dtype)
-        twin.load_state_dict(model.state_dict())
-        twin.header = model.header
-    else:
-        twin = deepcopy(model).to(dtype=dtype or model.dtype)
-    return twin.to(device).eval().requires_grad_(False)
-
-
-def _predicts_charges(potential: Potential) -> bool:
-    one_atom = graph_from_arrays(
-        np.array(potential.elements[:1]),
-        np.zeros((1, 3)),
-        np.zeros((3, 3)),
-        np.zeros(3, dtype=bool),
-        potential.cutoff,
-        dtype=potential.dtype,
-        device=potential.device,
-    )
-    with torch.no_grad():
-        return potential(one_atom, ("energy",)).charges is not None
+        self._network = choose_network(self.potential, self._model, self._compile)

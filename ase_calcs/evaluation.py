@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ def state_of(atoms: Atoms, electronic: tuple[int, int]) -> State:
     )
 
 
-def possible_properties(wanted: set[str], asked: set[str], state: State) -> set[str]:
+def possible_properties(wanted: AbstractSet[str], asked: AbstractSet[str], state: State) -> AbstractSet[str]:
     """`wanted` without what this structure cannot have; an error if just that was asked for."""
     if "stress" in wanted and not np.linalg.det(state.cell):
         if "stress" in asked:
@@ -75,7 +76,7 @@ def possible_properties(wanted: set[str], asked: set[str], state: State) -> set[
     return wanted
 
 
-def as_results(output: PotentialOutput, state: State, wanted: set[str]) -> dict[str, Any]:
+def as_results(output: PotentialOutput, state: State, wanted: AbstractSet[str]) -> dict[str, Any]:
     """ASE's results of a batch of one: floats, and float64 arrays of their own."""
     energy = output.energy.item()
     results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": _numpy(output.energies)}

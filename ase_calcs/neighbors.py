@@ -252,17 +252,16 @@ def graph_from_arrays(
     if not isinstance(edges, EdgeArrays):
         edges = EdgeArrays(np.stack(edges[:2]), edges[2])
     n_atoms = len(numbers)
-    real = {"dtype": dtype, "device": device}
     return AtomGraph(
         numbers=torch.tensor(np.asarray(numbers, dtype=np.int64), device=device),
-        positions=torch.tensor(np.asarray(positions), **real),
-        cell=torch.tensor(np.asarray(cell), **real).reshape(1, 3, 3),
+        positions=torch.tensor(np.asarray(positions), dtype=dtype, device=device),
+        cell=torch.tensor(np.asarray(cell), dtype=dtype, device=device).reshape(1, 3, 3),
         pbc=torch.tensor(np.asarray(pbc, dtype=bool), device=device).reshape(1, 3),
         system=torch.zeros(n_atoms, dtype=torch.int64, device=device),
         edges=torch.tensor(edges.pairs, device=device),
-        edge_shifts=torch.tensor(edges.shifts, **real),
-        charge=torch.tensor([float(charge)], **real),
-        multiplicity=torch.tensor([float(multiplicity)], **real),
+        edge_shifts=torch.tensor(edges.shifts, dtype=dtype, device=device),
+        charge=torch.tensor([float(charge)], dtype=dtype, device=device),
+        multiplicity=torch.tensor([float(multiplicity)], dtype=dtype, device=device),
     )
 
 

@@ -1,4 +1,4 @@
-"""Small potentials for tests: cheap, exact in float64, and with minima, which a network with random weights has not."""
+"""Small analytic potentials for tests; a network with random weights has neither minima nor a known pressure."""
 
 from __future__ import annotations
 
@@ -38,3 +38,24 @@ class MorsePotential(Potential):
         pair = 0.5 * self.depth * (stretch * stretch - 1) * polynomial_cutoff(distances / self.cutoff)
         state = 1 + 0.1 * charge + 0.03 * (multiplicity - 1)
         return AtomicTerms(state * sum_over_neighbours(pair, edges[0], species))
+
+
+class RepulsivePotential(Potential):
+    """Every pair repels, exp(−2r) eV: pressure is positive whatever the structure."""
+
+    architecture: ClassVar[str] = "repulsive"
+
+    def __init__(self, elements, *, cutoff: float = 4.0) -> None:
+        super().__init__(elements, cutoff)
+        self.double()
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        return {"cutoff": self.cutoff}
+
+    def atomic_terms(
+        self, species: Tensor, edges: Tensor, vectors: Tensor, charge: Tensor, multiplicity: Tensor
+    ) -> AtomicTerms:
+        distances = torch.sqrt((vectors * vectors).sum(dim=-1))
+        pair = 10.0 * torch.exp(-2 * distances) * polynomial_cutoff(distances / self.cutoff)
+        return AtomicTerms(sum_over_neighbours(pair, edges[0], species))

@@ -30,6 +30,7 @@ from potentials import MorsePotential
 from safetensors.torch import save_file
 
 from distillase.ase_calcs.calculator import PotentialCalculator
+from distillase.ase_calcs.compiled import find_compiler
 from distillase.ase_calcs.contract import check_calculator
 from distillase.ase_calcs.errors import InputError, ModelFileError, StructureError
 from distillase.ase_calcs.modelfile import HEADER_KEY, save_model
@@ -245,6 +246,41 @@ def test_forces_far_from_the_origin_keep_their_precision():
     near = calc.get_property("forces", atoms)
     atoms.positions += [3000.0, -2000.0, 1000.0]
     np.testing.assert_allclose(calc.get_property("forces", atoms), near, atol=1e-4)
+
+
+def test_an_eager_calculator_says_so(calc):
+    assert not calc.compiled
+    assert not copy.deepcopy(calc).compiled
+
+
+def test_without_a_compiler_on_is_an_error_and_auto_stays_eager(monkeypatch, tmp_path):
+    monkeypatch.setattr("distillase.ase_calcs.compiled.find_compiler", lambda: None)
+    path = save_model(tmp_path / "model.safetensors", painn())
+    assert not PotentialCalculator(path, compile="auto").compiled
+    assert not PotentialCalculator(painn(), compile="auto").compiled
+    with pytest.raises(InputError, match="compiler"):
+        PotentialCalculator(painn(), compile="on")
+
+
+@pytest.mark.compiler
+@pytest.mark.skipif(find_compiler() is None, reason="torch needs a C++ compiler to compile a potential")
+def test_a_compiled_calculator_keeps_the_contract_and_gives_what_the_eager_one_gives(tmp_path):
+    path = save_model(tmp_path / "model.safetensors", painn(charges=True))
+    compiled = PotentialCalculator(path, dtype="float64", compile="on")
+    assert compiled.compiled
+    eager = PotentialCalculator(path, dtype="float64")
+    for atoms in (molecule("CH3CH2OH"), water_box(1), Atoms("O"), Atoms("H2", [[0, 0, 0], [0, 0, 9]])):
+        np.testing.assert_allclose(
+            compiled.get_property("forces", atoms), eager.get_property("forces", atoms), atol=1e-9
+        )
+        energy = eager.get_property("energy", atoms)
+        assert compiled.get_property("energy", atoms) == pytest.approx(energy, abs=1e-9)
+    report = check_calculator(compiled)
+    assert report.passed, str(report)
+    with pytest.raises(StructureError, match="not been trained on N"):
+        compiled.get_property("energy", molecule("NH3"))
+    assert PotentialCalculator(path, dtype="float64", compile="auto").compiled, "the package lies beside the model"
+    assert not PotentialCalculator(path, dtype="float32", compile="auto").compiled
 
 
 # Charge and multiplicity --------------------------------------------------------------------------------------------
