@@ -143,9 +143,7 @@ def internal_coordinates(
 
 
 def type_name(numbers: np.ndarray) -> str:
-    """``C–H``, ``H–C–O``: the same name from both ends, carbon and the heavier atoms of organic chemistry first in
-    bonds, the ends of an angle in alphabetical order.
-    """  # noqa: D205
+    """``C–H``, ``H–C–O``: the same name from both ends."""
     symbols = [chemical_symbols[int(z)] for z in numbers]
     if len(symbols) == 2:
         # Hydrogen last, carbon first, else alphabetical: C–H, O–H, C–O.

@@ -88,8 +88,14 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'href="#([^"]*)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]*)\)", rf"url(#{name}-\1)", svg)
-    svg = svg.replace("'DejaVu Sans', 'Bitstream Vera Sans', ", "")
+    # The page's own font, in the sizes and weights that matplotlib chose.
+    svg = re.sub(r'font: ((?:\w+ )*)([\d.]+px) [^;"]*', _font, svg)
     return svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid)").strip()
+
+
+def _font(found: re.Match[str]) -> str:
+    weight = re.search(r"bold|\b\d{3}\b", found.group(1))
+    return f"font-family: inherit; font-size: {found.group(2)}" + (f"; font-weight: {weight.group()}" if weight else "")
 
 
 def plain(text: str) -> str:

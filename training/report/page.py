@@ -47,7 +47,14 @@ def render_page(material: Any) -> str:
     """The finished HTML."""
     jinja2 = require("jinja2", extra="train", purpose="write the report")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"num": number, "fixed": fixed, "signed": signed, "svg": _markup, "count": _count}
+    environment.filters |= {
+        "num": number,
+        "fixed": fixed,
+        "signed": signed,
+        "svg": _markup,
+        "count": _count,
+        "tally": _tally,
+    }
     template = environment.from_string((resources.files(__package__) / "report.html").read_text(encoding="utf-8"))
     return template.render(
         n=material.numbers,
@@ -76,13 +83,17 @@ def _count(value: Any) -> str:
     return DASH if value is None else f"{int(value):,}".replace(",", "\u202f")
 
 
+def _tally(counts: dict[str, int]) -> str:
+    return ", ".join(f"{key.replace('-', '−')} ({_count(count)})" for key, count in counts.items())
+
+
 def _short(value: Any, depth: int = 0) -> Any:
     """Long lists and texts of a header cut, so that the page stays one that is looked at."""
     if isinstance(value, dict):
         return {key: _short(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         cut = [_short(item, depth + 1) for item in value[:12]]
-        return cut + [f"… {len(value) - 12} more"] if len(value) > 12 else cut
+        return [*cut, f"… {len(value) - 12} more"] if len(value) > 12 else cut
     if isinstance(value, str) and len(value) > 300:
         return value[:300] + " …"
     return value
@@ -101,15 +112,24 @@ def cards(n: dict[str, Any]) -> list[dict[str, str]]:
     relative = number(held["forces"]["relative"], 2, 100)
     share = number(held["angles"]["share_under_5deg"], 3, 100)
     found = [
-        _card("Force error", number(held["forces"]["mae"], 3, 1000), "meV/Å", f"mean; {relative} % of the forces"),
-        _card("Force angle", number(held["angles"]["mean"]), "°", f"mean; {share} % of atoms are under 5°"),
-        _card("Energy error", number(held["energy"]["mae_per_atom"], 2, 1000), "meV/atom", "mean"),
+        _card(
+            "Force error", number(held["forces"]["mae"], 3, 1000), "meV/Å, mean", f"RMSE is {relative} % of the forces"
+        ),
+        _card("Force angle", number(held["angles"]["mean"]) + "°", "mean", f"{share} % of atoms are under 5°"),
+        _card(
+            "Energy error",
+            number(held["energy"]["mae_per_atom"], 2, 1000),
+            "meV/atom, mean",
+            f"RMSE {number(held['energy']['rmse_per_atom'], 2, 1000)}",
+        ),
     ]
     hydrogen = n["hydrogen"]["all_hydrogens"]
     if hydrogen["n_atoms"]:
         share = number(n["hydrogen"]["hydrogen_share"], 2, 100)
         found.append(
-            _card("Error on hydrogens", number(hydrogen["mae"], 3, 1000), "meV/Å", f"{share} % of the atoms are H")
+            _card(
+                "Error on hydrogens", number(hydrogen["mae"], 3, 1000), "meV/Å, mean", f"{share} % of the atoms are H"
+            )
         )
     for run in (n["nve"] or {}).get("runs", ()):
         if run["dtype"] == "float64":
@@ -118,7 +138,7 @@ def cards(n: dict[str, Any]) -> list[dict[str, str]]:
     speed = next((r for s in n["speed"] for r in s["rows"] if r["times_faster"] is not None), None)
     if speed is not None:
         found.append(
-            _card("Speed", f"{number(speed['times_faster'], 2)}×", "the teacher", f"{n['speed'][0]['n_atoms']} atoms")
+            _card("Speed", f"{number(speed['times_faster'], 2)}×", "the teacher's", f"{n['speed'][0]['n_atoms']} atoms")
         )
     return found
 

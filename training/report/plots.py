@@ -66,9 +66,9 @@ def parity_forces(evaluation: Evaluation) -> str:
 
 def parity_stress(evaluation: Evaluation) -> str:
     """The six stress components."""
-    assert evaluation.stress is not None and evaluation.stress_predicted is not None  # the caller has looked
-    known = np.isfinite(evaluation.stress).all(axis=1)
-    reference, predicted = 1000 * evaluation.stress[known].ravel(), 1000 * evaluation.stress_predicted[known].ravel()
+    labels, values = np.asarray(evaluation.stress), np.asarray(evaluation.stress_predicted)
+    known = np.isfinite(labels).all(axis=1)
+    reference, predicted = 1000 * labels[known].ravel(), 1000 * values[known].ravel()
     return draw(
         lambda axes: _parity(axes[0, 0], reference, predicted, "Stress", "meV/Å³"), 4.9, 4.4, name="parity-stress"
     )
@@ -97,7 +97,7 @@ def angle_histogram(evaluation: Evaluation, threshold: float) -> str:
         centres = np.sqrt(edges[1:] * edges[:-1])
         filled = [b for b in range(len(centres)) if (bins == b).sum() >= 5]
         for percentile, style, label in ((95, ":", "95th percentile"), (50, "-", "median")):
-            values = [np.percentile(angles[bins == b], percentile) for b in filled]
+            values = [max(np.percentile(angles[bins == b], percentile), 1e-4) for b in filled]
             right.plot(centres[filled], values, style, color=STUDENT, label=label, marker="o", markersize=3.5)
         right.set_xscale("log")
         right.set_yscale("log")
@@ -122,7 +122,7 @@ def error_bars(rows: Sequence[Mapping[str, Any]], key: str, title: str, name: st
         for place, value in zip(places, values, strict=True):
             axis.annotate(f"{value:.3g}", (value, place), xytext=(4, 0), textcoords="offset points", va="center")
         axis.set_yticks(places, [plain(row[key]) for row in rows])
-        axis.set(xlim=(0, 1.15 * max(values)), xlabel="force MAE, meV/Å", title=title)
+        axis.set(xlim=(0, 1.15 * max(*values, 1e-6)), xlabel="force MAE, meV/Å", title=title)
         axis.grid(axis="y", visible=False)
 
     return draw(paint, 4.9, 1.3 + 0.42 * max(len(rows), 2), name=name) if rows else ""

@@ -27,7 +27,8 @@ def distribution_panels(distributions: Sequence[Distribution], name: str) -> str
             student = np.concatenate([v.ravel() for v in entry.student])
             teacher = np.concatenate([v.ravel() for v in entry.teacher]) if entry.teacher else np.zeros(0)
             both = np.concatenate([student, teacher])
-            edges = np.linspace(*np.percentile(both, [0.05, 99.95]), 41)
+            frames = sum(len(v) for v in entry.student)  # values of one frame are not independent
+            edges = np.linspace(*np.percentile(both, [0.05, 99.95]), int(np.clip(1.5 * np.sqrt(frames), 12, 40)) + 1)
             if len(teacher):
                 axis.hist(teacher, edges, density=True, color=TEACHER, alpha=0.35, label="teacher")
             axis.hist(student, edges, density=True, histtype="step", color=STUDENT, linewidth=1.8, label="student")
@@ -64,6 +65,8 @@ def nve_plot(runs: Sequence[NVERun], n_atoms: int) -> str:
 
     def paint(axes: Any) -> None:
         largest = max(float(np.abs(1000 * (run.energies - run.energies[0]) / n_atoms).max()) for run in runs)
+        for axis in axes[0][len(runs) :]:
+            axis.set_visible(False)
         for axis, run, colour in zip(axes[0], runs, (STUDENT, NEUTRAL), strict=False):
             t = run.times / 1000
             e = 1000 * (run.energies - run.energies.mean()) / n_atoms
@@ -73,7 +76,7 @@ def nve_plot(runs: Sequence[NVERun], n_atoms: int) -> str:
             axis.set(ylim=(-1.05 * largest - 1e-9, 1.05 * largest + 1e-9))
         axes[0][0].set_ylabel("total energy − mean, meV/atom")
 
-    return draw(paint, 5.7 * max(len(runs), 1), 3.2, columns=len(runs), name="nve", sharey=True) if runs else ""
+    return draw(paint, 11.4, 3.2, columns=2, name="nve", sharey=True) if runs else ""
 
 
 def speed_bars(rows: Sequence[Mapping[str, Any]], title: str, name: str) -> str:
@@ -87,7 +90,13 @@ def speed_bars(rows: Sequence[Mapping[str, Any]], title: str, name: str) -> str:
         colours = [TEACHER if row["name"].startswith("teacher") else STUDENT for row in rows]
         axis.barh(places, values, color=colours, height=0.6)
         for place, value in zip(places, values, strict=True):
-            axis.annotate(f"{value:.3g} ms", (value, place), xytext=(4, 0), textcoords="offset points", va="center")
+            axis.annotate(
+                f"{value:.3g} ms" if value < 1000 else f"{value:.0f} ms",
+                (value, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+            )
         axis.set_yticks(places, [plain(row["name"]) for row in rows])
         axis.set(xlim=(0, 1.18 * max(values)), xlabel="milliseconds per MD step (shorter is faster)", title=title)
         axis.grid(axis="y", visible=False)

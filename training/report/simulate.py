@@ -207,7 +207,7 @@ def time_all(
             failed = ""
             if teacher is not None:
                 try:
-                    calculators[f"teacher, {teacher}"] = _teacher_of(teacher)(start)
+                    calculators[_label(teacher)] = _teacher_of(teacher)(start)
                 except Exception as error:  # as above
                     failed = f"{type(error).__name__}: {error}"
             rows = compare_speed(
@@ -215,10 +215,15 @@ def time_all(
                 temperature_K=config.temperature_K, seed=config.seed,
             )  # fmt: skip
             if failed:
-                rows.append({"name": f"teacher, {teacher}", "steps": 0, "failed": failed})
+                rows.append({"name": _label(teacher), "steps": 0, "failed": failed})
             found.append({"molecule": start.group, "n_atoms": len(start), "rows": _ratios(rows)})
             task.advance()
     return found
+
+
+def _label(teacher: str) -> str:
+    """Short enough for a figure: without options, and of ``module:Class`` the class."""
+    return "teacher, " + teacher.split("?")[0].rsplit(":")[-1]
 
 
 def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

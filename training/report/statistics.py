@@ -201,14 +201,26 @@ def hydrogen_errors(evaluation: Evaluation, dataset: Dataset, threshold: float) 
     }
 
 
-def worst_frames(evaluation: Evaluation, n: int) -> list[Row]:
-    """The n frames with the longest error vector on one atom, each with that atom."""
+def worst_frames(evaluation: Evaluation, dataset: Dataset, n: int) -> list[Row]:
+    """The n frames with the longest error vector on one atom, each with that atom.
+
+    Neighbours in time are bad together, so one frame of each trajectory comes first; more of the same only where there
+    are fewer trajectories than n.
+    """
     error = np.linalg.norm(evaluation.forces_predicted - evaluation.forces, axis=1)
     if not len(error) or n == 0:
         return []
     worst = np.maximum.reduceat(error, evaluation.offsets[:-1])
+    order = np.argsort(-worst, kind="stable").tolist()
+    origin = np.asarray(dataset.origin)[evaluation.frames].astype(str)
+    count: dict[tuple[str, str], int] = {}
+    turn: dict[int, int] = {}
+    for k in order:
+        trajectory = (str(evaluation.group[k]), origin[k])
+        turn[k] = count[trajectory] = count.get(trajectory, -1) + 1
+    chosen = sorted(order, key=lambda k: turn[k])[:n]  # stable: the worst of each turn first
     rows = []
-    for k in np.argsort(-worst, kind="stable")[:n]:
+    for k in chosen:
         atoms = evaluation.atoms_of(int(k))
         atom = int(np.argmax(error[atoms]))
         rows.append(

@@ -165,7 +165,8 @@ def _arrow(start: np.ndarray, end: np.ndarray, kind: str) -> str:
     vector = end - start
     length = float(np.linalg.norm(vector))
     if length < 0.1:
-        return f'<circle class="arrow-head {kind}" cx="{start[0]:.2f}" cy="{start[1]:.2f}" r="0.09"/>'
+        dot = 0.12 if kind == "reference" else 0.07
+        return f'<circle class="arrow-head {kind}" cx="{start[0]:.2f}" cy="{start[1]:.2f}" r="{dot}"/>'
     along = vector / length
     across = np.array([-along[1], along[0]])
     size = {"reference": 0.3, "predicted": 0.2, "error": 0.24}[kind] * min(1.0, 0.5 + length)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 LEVELS = ("trust", "care", "distrust")
 VERDICTS = {"trust": "Trust", "care": "Trust with care", "distrust": "Do not trust"}
 
@@ -56,6 +58,7 @@ CRITERIA = (
     Criterion("broken", "Bonds broken in MD that the teacher keeps", "", 0.0, 0.0),
 )  # fmt: skip
 FEW_FRAMES = 50  # held-out frames below which the errors themselves are uncertain
+SHORT_NVE = 1.0  # ps; in less a slow exchange of energy between modes passes for a drift, or hides one
 
 
 @dataclass(frozen=True)
@@ -110,20 +113,28 @@ def _apply(criterion: Criterion, value: float | None) -> Finding:
         level = "distrust"
     else:
         level = "trust" if value <= criterion.good else "care"
-    limits = f"trust up to {criterion.good:g}, not above {criterion.bad:g}"
+    limits = f"fine up to {criterion.good:g}, not to be trusted above {criterion.bad:g}"
+    if criterion.good == criterion.bad:
+        limits = f"must not exceed {criterion.good:g}"
     unit = f" {criterion.unit}" if criterion.unit and criterion.unit not in "°%" else criterion.unit
     return Finding(level, f"{criterion.label}: {value:.3g}{unit} ({limits})", float(value), criterion)
 
 
 def drift_remarks(numbers: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """A run so short that the limit lies within the error of its drift proves nothing."""
+    """A run too short, or too noisy for the limit, proves nothing."""
     good = next(c.good for c in CRITERIA if c.name == "drift")
-    found = []
-    for run in (numbers.get("nve") or {}).get("runs", ()):
-        if run["dtype"] == "float64" and run["drift_error"] is not None and not 2 * run["drift_error"] <= good:
-            found.append(Finding("care", f"NVE of {run['ps']:.2g} ps is too short to tell a drift of {good:g} from none "
-                                         f"(error {run['drift_error']:.2g} meV/atom/ps)."))  # fmt: skip
-    return tuple(found)
+    runs = [run for run in (numbers.get("nve") or {}).get("runs", ()) if run["dtype"] == "float64"]
+    return tuple(
+        Finding(
+            "care",
+            f"NVE of {run['ps']:.2g} ps is too short to tell a drift of {good:g} meV/atom/ps from none"
+            f"{' (' + run['stopped'] + ')' if run['stopped'] else ''}.",
+        )
+        for run in runs
+        if not run["failed"]
+        and np.isfinite(run["drift_error"])
+        and (run["ps"] < SHORT_NVE or not 2 * run["drift_error"] <= good)
+    )
 
 
 def headline_values(numbers: Mapping[str, Any]) -> dict[str, float | None]:
@@ -141,18 +152,20 @@ def headline_values(numbers: Mapping[str, Any]) -> dict[str, float | None]:
     }
     for run in (numbers.get("nve") or {}).get("runs", ()):
         if run["dtype"] == "float64":
-            lost = run["failed"] or run["drift"] is None or run["drift_error"] is None
-            values["drift"] = float("inf") if lost else abs(run["drift"])
+            measured = np.isfinite(run["drift"]) and np.isfinite(run["drift_error"])
+            values["drift"] = float("inf") if run["failed"] else abs(run["drift"]) if measured else None
     comparison = numbers.get("md")
     if comparison:
         values["broken"] = float(max(0, comparison["student_broken"] - (comparison["teacher_broken"] or 0)))
         if comparison["student_failed"]:
             values["broken"] = float("inf")
         for key, rows in (("bond_shift", comparison["bonds"]), ("angle_shift", comparison["angles"])):
+            # Where noise alone could exceed the upper limit nothing has been measured.
+            bad = next(c.bad for c in CRITERIA if c.name == key)
             shifts = [
                 max(0.0, abs(row["mean_difference"]) - 2 * row["difference_error"])
                 for row in rows
-                if row.get("mean_difference") is not None and row.get("difference_error") is not None
+                if row.get("mean_difference") is not None and 2 * row["difference_error"] <= bad
             ]
             values[key] = max(shifts) if shifts else None
     return values

@@ -139,7 +139,7 @@ def _measure(
         "per_element": per_element(held, threshold),
         "per_molecule": per_molecule(held, threshold),
         "hydrogen": hydrogen_errors(held, data, threshold),
-        "worst": worst_frames(held, config.n_worst),
+        "worst": worst_frames(held, data, config.n_worst),
         "refused": [list(item) for item in held.refused],
         "composition": composition(data),
         "md": md.numbers,
