@@ -118,6 +118,9 @@ PrintConfig = Annotated[
 ]
 
 
+Compile = Annotated[str, typer.Option(help="The student: `on`, `off`, or `auto`: compiled if it was compiled before.")]
+
+
 def _recipe(name: str, folder: Path, settings: list[str] | None, **changes: Any) -> Recipe:
     """The recipe with what was said on the command line laid over it."""
     if not name:
@@ -312,6 +315,7 @@ def md(
         typer.Option(help="Frames with energies and forces (.traj or .extxyz).", show_default=False),
     ] = None,
     dtype: Annotated[str, typer.Option(help="`float32` or `float64`.")] = "float32",
+    compile: Compile = "auto",
     relax: Annotated[bool, typer.Option("--relax", help="Minimise (LBFGS, 0.05 eV/Å) before the first step.")] = False,
 ) -> None:
     """Molecular dynamics with a student (or a teacher) through ASE; prints the drift of the conserved energy.
@@ -330,7 +334,7 @@ def md(
         ensemble=ensemble, temperature_K=temperature, steps=steps, timestep_fs=timestep, friction_per_fs=friction,
         seed=seed, interval=interval, trajectory=trajectory, relax=relax,
     )  # fmt: skip
-    run_md(model, structure, options, dtype=dtype, progress=make_progress())
+    run_md(model, structure, options, dtype=dtype, compile=compile, progress=make_progress())
 
 
 @app.command()
@@ -343,6 +347,7 @@ def bench(
     temperature: Annotated[float, typer.Option(min=0.0, help="K.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Of velocities and embedding.")] = 0,
     dtype: Annotated[str, typer.Option(help="`float32` or `float64`.")] = "float32",
+    compile: Compile = "auto",
 ) -> None:
     """Steps per second and ns per day inside a real velocity-Verlet run, with the share of each part.
 
@@ -358,7 +363,7 @@ def bench(
 
     run_bench(
         model, structure, teacher=teacher or "", steps=steps, timestep_fs=timestep, temperature_K=temperature,
-        seed=seed, dtype=dtype, progress=make_progress(),
+        seed=seed, dtype=dtype, compile=compile, progress=make_progress(),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from ase import Atoms, units
@@ -16,6 +16,7 @@ from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_mom
 from ase.md.verlet import VelocityVerlet
 
 from ..ase_calcs.bench import MDSpeed, energy_drift, time_md
+from ..ase_calcs.calculator import CompileMode, PotentialCalculator
 from ..ase_calcs.errors import InputError, did_you_mean
 from ..ase_calcs.progress import Progress
 from ..ase_calcs.teachers import make_teacher, teacher_names
@@ -23,6 +24,7 @@ from ..datasets.structure import Structure
 from .summary import plain_table, render
 
 ENSEMBLES = ("nve", "langevin")
+COMPILE = get_args(CompileMode)
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,18 @@ def read_one(item: str, seed: int = 0) -> Structure:
     return intake.structures[0]
 
 
-def make_calculator(name: str, structure: Structure, dtype: str) -> BaseCalculator:
-    """A student from its model file, or a teacher by name."""
+def make_calculator(name: str, structure: Structure, dtype: str, compile: str = "auto") -> BaseCalculator:
+    """A student from its model file (`compile` as `PotentialCalculator` takes it), or a teacher by name."""
     if Path(name).exists():
-        from ..ase_calcs.calculator import PotentialCalculator
-
-        return PotentialCalculator(name, dtype=dtype, charge=structure.charge, multiplicity=structure.multiplicity)
+        if compile not in COMPILE:
+            raise InputError(f"Unknown way to compile `{compile}`{did_you_mean(compile, COMPILE)}")
+        return PotentialCalculator(
+            name,
+            dtype=dtype,
+            charge=structure.charge,
+            multiplicity=structure.multiplicity,
+            compile=cast(CompileMode, compile),
+        )
     if Path(name).suffix == ".safetensors":
         raise InputError(f"There is no model file {name}.")
     if name.split("?")[0] not in teacher_names() and ":" not in name:
@@ -99,7 +107,9 @@ def make_calculator(name: str, structure: Structure, dtype: str) -> BaseCalculat
     return make_teacher(name, structure.charge, structure.multiplicity, smiles=structure.smiles)
 
 
-def run_md(calculator: str, item: str, options: MDSettings, *, dtype: str, progress: Progress) -> dict[str, float]:
+def run_md(
+    calculator: str, item: str, options: MDSettings, *, dtype: str, compile: str = "auto", progress: Progress
+) -> dict[str, float]:
     """Run MD and print time, energies and temperature, and at the end the drift.
 
     Returns
@@ -110,7 +120,7 @@ def run_md(calculator: str, item: str, options: MDSettings, *, dtype: str, progr
     """
     structure = read_one(item, options.seed)
     atoms = structure.to_atoms()
-    atoms.calc = make_calculator(calculator, structure, dtype)
+    atoms.calc = make_calculator(calculator, structure, dtype, compile)
     if options.relax:
         _relax(atoms, progress)
     dynamics = _dynamics(atoms, options)
@@ -226,6 +236,7 @@ def run_bench(
     temperature_K: float,
     seed: int,
     dtype: str,
+    compile: str = "auto",
     progress: Progress,
 ) -> list[MDSpeed]:
     """Time the student, and the teacher beside it, and print a table."""
@@ -233,7 +244,7 @@ def run_bench(
     names = {f"student ({dtype})": model} | ({f"teacher {teacher}": teacher} if teacher else {})
     speeds = []
     for label, name in names.items():
-        calculator = make_calculator(name, structure, dtype)
+        calculator = make_calculator(name, structure, dtype, compile)
         few = steps if name == model else max(10, steps // 20)
         with progress.task(label, None):
             speeds.append(
