@@ -210,6 +210,7 @@ def test_a_changed_part_is_set_aside(tmp_path):
         "sizes": np.array([1]),
         "energy": np.array([-1.5]),
         "forces": np.zeros((1, 3)),
+        "longest_force": np.zeros(1),
         "dipole": np.full((1, 3), np.nan),
     }
     with exclusive(tmp_path):
@@ -356,11 +357,11 @@ def test_hanging_and_crashing_teachers_cost_only_their_structure(tmp_path, pool)
     kinds = {7: "hang", 13: "crash"}
     structures = [flagged(s, kinds[i]) if i in kinds else s for i, s in enumerate(ethanol(40))]
     log = tmp_path / "log"
-    config = LabelConfig(timeout_s=0.8, crash_retries=1)
+    config = LabelConfig(timeout_s=2.5, crash_retries=1)
     result = label_structures(structures, tmp_path, teacher=springs(log), config=config, pool=pool)
     reasons = {index: reason for index, _, reason in result.refused}
     assert sorted(reasons) == [7, 13]
-    assert reasons[7] == "time-out: no answer within 0.8 s"
+    assert reasons[7] == "time-out: no answer within 2.5 s"
     assert reasons[13] == "the worker process died 2 times on it (Segmentation fault)"
     assert result.n_labelled == 38
     again = label_structures(structures, tmp_path, teacher=springs(log), config=config, pool=pool)
@@ -378,6 +379,7 @@ def test_workers_are_single_threaded_and_small_and_leave_no_trace(pool):
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_MAX_ACTIVE_LEVELS")
         return {name: os.environ.get(name) for name in names}, "torch" in sys.modules, os.getpid()
 
+    pool.client.wait_for_workers(2)  # one may still be starting again after the test before
     answers = pool.client.run(look)
     assert len({pid for _, _, pid in answers.values()}) == 2
     for environment, has_torch, _ in answers.values():
@@ -431,7 +433,7 @@ def test_kill_9_loses_no_label(tmp_path, calculators, pool):
     reference = arrays(label_structures(structures, tmp_path / "reference", teacher=teacher, pool=pool).dataset)
     out, stamp, rng = tmp_path / "out", TeacherStamp.of(teacher), np.random.default_rng()
     durable: set[bytes] = set()
-    for attempt in range(4):
+    for attempt in range(3):
         log = tmp_path / f"log{attempt}"
         process = start(calculators, out, teacher, batch_seconds, log)
         if attempt == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,11 @@ class LabelResult:
     assembly_seconds: float
 
 
+@lru_cache
+def _version(name: str) -> str:
+    return teacher_version(name)  # half a second for a `module:Class`: it reads every installed package's file list
+
+
 @dataclass(frozen=True)
 class TeacherStamp:
     """Whose word a label is: part files carry it, and a folder holds the labels of one teacher only.
@@ -136,7 +142,7 @@ class TeacherStamp:
         if not spec.builtin:
             # The version of a plain module is its __version__, which is known only once it is imported.
             importlib.import_module(spec.name.partition(":")[0])
-        return cls(str(spec), teacher_version(teacher), json.dumps(settings, sort_keys=True))
+        return cls(str(spec), _version(spec.name), json.dumps(settings, sort_keys=True))
 
     def describe(self) -> str:
         """`name (version)`, for messages."""

@@ -15,10 +15,15 @@ from .parts import Ledger, Refusal, write_part
 from .pool import WorkerPool
 from .worker import BlockReport, Job, Marker, label_block, marker_path, read_marker
 
-_QUEUED_PER_WORKER = 2  # one in work and one waiting, so that no worker waits for the client
-_SHARE_OF_BATCH = 0.85  # a block is meant to become one part file even when the estimate is somewhat off
-_GROWTH = 8.0  # blocks grow at most this much at a time while the teacher's speed is being learnt
-_LEAST_SECONDS = 0.1  # towards the end blocks get smaller, so that all workers end together, but not smaller than this
+# One block in work and one waiting, so that no worker waits for the client. Where one structure takes longer than a
+# batch, a wait of 10 ms is nothing, and a structure queued behind a long one would be the last to end.
+_QUEUED_PER_WORKER = 2
+_BATCHES_PER_BLOCK = 3.0  # a block costs dask 8 ms in all; the worker writes a part after each batch of it anyway
+_UNEXPLAINED_PER_WORKER = 20  # deaths in a row, none of them with a structure in work, before the run gives up
+_GROWTH = 16.0  # blocks grow at most this much at a time while the teacher's speed is being learnt
+_LEAST_SHARE = (
+    0.25  # towards the end blocks get smaller, so that all workers end together, down to this part of a batch
+)
 
 
 @dataclass(frozen=True)
@@ -80,20 +85,26 @@ class Dispatcher:
                 self._died(block)
 
     def _fill(self) -> None:
-        free = _QUEUED_PER_WORKER * max(1, self.pool.size) - len(self._submitted)
-        while free > 0 and (self._waiting or self._alone):
+        while (self._waiting or self._alone) and len(self._submitted) < self._places():
             self._submit([self._alone.popleft()] if self._alone else self._next_block())
-            free -= 1
+
+    def _places(self) -> int:
+        workers = max(1, self.pool.size)
+        if self._waiting and self._seconds_per_weight is not None:
+            seconds = self._seconds_per_weight * _weight(self.structures[self._waiting[0]])
+            if seconds > self.job.config.batch_seconds:
+                return workers
+        return _QUEUED_PER_WORKER * workers
 
     def _next_block(self) -> list[bytes]:
-        """As many structures as take about one batch of work."""
+        """As many structures as take a few batches of work, fewer at the beginning and towards the end."""
         workers = max(1, self.pool.size)
         if self._seconds_per_weight is None:
             aim = 0.0  # one structure: the first may take a microsecond or an hour
         else:
-            share = self._weight_waiting * self._seconds_per_weight / (_QUEUED_PER_WORKER * workers)
             batch = self.job.config.batch_seconds
-            seconds = min(_SHARE_OF_BATCH * batch, max(share, min(_LEAST_SECONDS, _SHARE_OF_BATCH * batch)))
+            share = self._weight_waiting * self._seconds_per_weight / (_QUEUED_PER_WORKER * workers)
+            seconds = min(_BATCHES_PER_BLOCK * batch, max(share, _LEAST_SHARE * batch))
             aim = min(seconds / self._seconds_per_weight, _GROWTH * self._largest)
         keys: list[bytes] = []
         weight = 0.0
@@ -121,6 +132,7 @@ class Dispatcher:
         old = self._seconds_per_weight
         self._seconds_per_weight = rate if old is None else 0.5 * (old + rate)
         self._largest = max(self._largest, block.weight)
+        self._unexplained = 0
         self._count_up(report.labelled, report.refused)
 
     def _count_up(self, labelled: int, refused: int) -> None:
@@ -136,21 +148,20 @@ class Dispatcher:
         written = Ledger.scan(self.job.labels_dir, self.job.stamp, pattern=f"{block.name}-*.npz")
         self._count_up(len(written.labelled), len(written.refused))
         left = [key for key in block.keys if key not in written.known()]
-        if marker is None:
+        marker_path(self.job.labels_dir, block.name).unlink(missing_ok=True)
+        if marker is None or marker.position < 0:
             # Not begun: it was queued behind another block of the worker that died.
             self._unexplained += 1
-            if self._unexplained > 100 * max(1, self.pool.size):
+            if self._unexplained > _UNEXPLAINED_PER_WORKER * max(1, self.pool.size):
                 raise DistillaseError("Workers die again and again before they begin to label. " + _ADVICE)
-        else:
-            marker_path(self.job.labels_dir, block.name).unlink(missing_ok=True)
-            suspect = block.keys[max(marker.position, 0)]
-            if suspect in left and marker.position >= 0:
-                left.remove(suspect)
-                self._judge(suspect, marker)
+        elif (suspect := block.keys[marker.position]) in left:
+            left.remove(suspect)
+            self._judge(suspect, marker)
         self._waiting.extendleft(reversed(left))
         self._weight_waiting += sum(_weight(self.structures[key]) for key in left)
 
     def _judge(self, key: bytes, marker: Marker) -> None:
+        self._unexplained = 0
         timeout_s = self.job.config.timeout_s
         if marker.text.startswith("Timeout"):
             self._refuse(key, Refusal("time-out", f"time-out: no answer within {timeout_s:g} s", timeout_s))

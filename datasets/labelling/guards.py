@@ -11,7 +11,6 @@ from itertools import groupby
 
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
-from ase.neighborlist import neighbor_list
 
 from ...ase_calcs.errors import TeacherError
 from ...ase_calcs.teachers import check_electron_count
@@ -42,17 +41,15 @@ def check_structures(structures: Sequence[Structure], config: LabelConfig) -> li
     return reasons
 
 
-def check_labels(labels: Labels, max_force: float) -> str:
-    """The reason why a label is refused after the teacher gave it; "" where it is not."""
-    longest = float(np.sqrt((labels.forces**2).sum(axis=1).max()))
-    if longest > max_force:
-        atom = int((labels.forces**2).sum(axis=1).argmax())
-        return f"force of {longest:.1f} eV/Å on atom {atom}, more than max_force = {max_force:g} eV/Å"
-    return ""
+def force_reason(labels: Labels, max_force: float) -> str:
+    """The reason why a label with a force above the ceiling is refused."""
+    squared = (labels.forces**2).sum(axis=1)
+    atom = int(squared.argmax())
+    return f"force of {np.sqrt(squared[atom]):.1f} eV/Å on atom {atom}, more than max_force = {max_force:g} eV/Å"
 
 
 def _composition(structure: Structure) -> tuple[bytes, bool]:
-    return np.asarray(structure.numbers, dtype=np.int64).tobytes(), bool(np.any(structure.pbc))
+    return np.asarray(structure.numbers, dtype=np.int64).tobytes(), any(np.asarray(structure.pbc).tolist())
 
 
 def _electron_reason(structure: Structure) -> str:
@@ -87,15 +84,16 @@ def _too_close_molecules(frames: list[Structure], factor: float) -> Iterator[str
     limit = factor * (covalent_radii[numbers[i]] + covalent_radii[numbers[j]])  # (P,)
     with np.errstate(invalid="ignore", over="ignore"):
         ratio = ((positions[:, i] - positions[:, j]) ** 2).sum(axis=2) / np.maximum(limit, 1e-12) ** 2  # (F, P)
-    for frame in range(len(frames)):
-        if not finite[frame]:
-            yield "positions are not finite"
-        elif len(i) == 0 or not (ratio[frame] < 1.0).any():
+    good = finite & ~(ratio < 1.0).any(axis=1)
+    for frame, is_good in enumerate(good.tolist()):
+        if is_good:
             yield ""
+        elif not finite[frame]:
+            yield "positions are not finite"
         else:
             worst = int(ratio[frame].argmin())
-            yield _reason(numbers, int(i[worst]), int(j[worst]), float(np.sqrt(ratio[frame, worst]) * limit[worst]),
-                          float(limit[worst]))  # fmt: skip
+            distance = float(np.sqrt(ratio[frame, worst]) * limit[worst])
+            yield _reason(numbers, int(i[worst]), int(j[worst]), distance, float(limit[worst]))
 
 
 def _too_close_periodic(structure: Structure, factor: float) -> str:
@@ -106,6 +104,8 @@ def _too_close_periodic(structure: Structure, factor: float) -> str:
     periodic_vectors = np.asarray(structure.cell, dtype=float)[np.asarray(structure.pbc, dtype=bool)]
     if np.linalg.matrix_rank(periodic_vectors) < len(periodic_vectors):
         return "the cell has no volume along its periodic directions"
+    from ase.neighborlist import neighbor_list  # brings scipy, which no worker needs
+
     radii = factor * covalent_radii[structure.numbers]
     atoms = structure.to_atoms()
     i, j, distance = neighbor_list("ijd", atoms, 2 * float(radii.max()))

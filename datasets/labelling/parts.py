@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,8 +72,8 @@ def write_part(
     stamp
         The teacher.
     arrays
-        Labelled structures: keys (F, 16) uint8, sizes (F,), energy (F,) eV, forces (A, 3) eV/Å, and what else the
-        teacher gives; NaN where it does not.
+        Labelled structures: keys (F, 16) uint8, sizes (F,), energy (F,) eV, forces (A, 3) eV/Å, longest_force (F,)
+        eV/Å, and what else the teacher gives; NaN where it does not.
     refused
         Refused structures by key.
     """
@@ -108,17 +108,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_part(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """Header and arrays of a part; None if its content is not what was once written."""
+def read_part(path: Path, *, only: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """Header and arrays (or `only` some of them) of a part; None if its content is not what was once written."""
     content = path.read_bytes()
     if _digest(content) != path.name.split(".")[-2]:
         return None
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (BadZipFile, ValueError, OSError) as error:
+            header = json.loads(archive["header"].tobytes())
+            names = [name for name in archive.files if name in only] if only else archive.files
+            arrays = {name: archive[name] for name in names if name != "header"}
+    except (BadZipFile, KeyError, ValueError, OSError) as error:
         raise DataError(f"{path} has the right checksum but cannot be read ({error}); is it a label part?") from error
-    header = json.loads(arrays.pop("header").tobytes())
     if header["format"] > FORMAT:
         raise DataError(f"{path} is of label format {header['format']}, newer than {FORMAT}: update distillase.")
     return header, arrays
@@ -145,6 +146,7 @@ class Ledger:
     refused: dict[bytes, Refusal] = field(default_factory=dict)
     damaged: list[Path] = field(default_factory=list)
     _paths: list[Path] = field(default_factory=list)
+    _longest: list[np.ndarray] = field(default_factory=list)
     _cache: OrderedDict[int, _Rows] = field(default_factory=OrderedDict)
 
     @classmethod
@@ -158,7 +160,7 @@ class Ledger:
         """
         ledger = cls(labels_dir)
         for path in sorted(labels_dir.glob(pattern)):
-            content = read_part(path)
+            content = read_part(path, only=("keys", "longest_force"))
             if content is None:
                 ledger.damaged.append(path.rename(path.with_name(path.name + ".damaged")))
                 continue
@@ -175,6 +177,7 @@ class Ledger:
             for key, kind, reason, limit_s in header["refused"]:
                 ledger._refuse(bytes.fromhex(key), Refusal(kind, reason, limit_s))
             ledger._paths.append(path)
+            ledger._longest.append(arrays.get("longest_force", np.zeros(0)))
         for key in ledger.labelled:
             ledger.refused.pop(key, None)  # it was refused once, and then retried with success
         return ledger
@@ -191,6 +194,14 @@ class Ledger:
     def labels(self, key: bytes) -> Labels:
         """The label of one structure. Consecutive structures are cheap: parts are kept while they are in use."""
         part, row = self.labelled[key]
+        return self._rows(part).labels(row)
+
+    def longest_force(self, key: bytes) -> float:
+        """Of the label of one structure, eV/Å."""
+        part, row = self.labelled[key]
+        return float(self._longest[part][row])
+
+    def _rows(self, part: int) -> _Rows:
         if part not in self._cache:
             content = read_part(self._paths[part])
             if content is None:
@@ -198,7 +209,7 @@ class Ledger:
             self._cache[part] = _Rows(content[1])
             while len(self._cache) > _CACHED_PARTS:
                 self._cache.popitem(last=False)
-        return self._cache[part].labels(row)
+        return self._cache[part]
 
 
 def _keys(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
@@ -220,7 +231,7 @@ class _Rows:
         for name in (*PER_ATOM, *PER_FRAME):
             if name in self._arrays:
                 value = self._arrays[name][atoms if name in PER_ATOM else row]
-                if not np.isnan(value).any():
+                if np.isfinite(value).all():
                     optional[name] = value
         return Labels(float(self._arrays["energy"][row]), self._arrays["forces"][atoms], **optional)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ...ase_calcs.errors import DataError, DistillaseError, InputError, require
 from .config import LabelConfig
-from .process import BOOTSTRAP, SINGLE_THREADED
+from .process import BOOTSTRAP, QUIET_DASK, SINGLE_THREADED
 
 _START_TIMEOUT_S = 120.0
 _GIVE_UP_AFTER = 4  # deaths in a row before a worker ever answered
@@ -59,7 +59,9 @@ class WorkerPool:
 
 
 @contextmanager
-def worker_pool(config: LabelConfig, *, preload: tuple[str, ...] = ()) -> Iterator[WorkerPool]:
+def worker_pool(
+    config: LabelConfig, *, preload: tuple[str, ...] = (), scratch: Path | None = None
+) -> Iterator[WorkerPool]:
     """Start workers (or connect to those of a scheduler) and stop them at the end.
 
     `label_structures` does this by itself; give it a pool to label several sets without starting workers each time.
@@ -70,6 +72,8 @@ def worker_pool(config: LabelConfig, *, preload: tuple[str, ...] = ()) -> Iterat
         `workers` and `scheduler` are used.
     preload
         Modules that local workers import before they report for work.
+    scratch
+        Folder for the workers' logs and dask's own files; by default the system's temporary folder.
 
     Raises
     ------
@@ -85,8 +89,11 @@ def worker_pool(config: LabelConfig, *, preload: tuple[str, ...] = ()) -> Iterat
             yield WorkerPool(client, time.perf_counter() - start)
         return
     n_workers = config.workers or _usable_cores()
-    with tempfile.TemporaryDirectory(prefix="distillase-") as scratch, _local_scheduler() as (address, client):
-        workers = _LocalWorkers(address, n_workers, Path(scratch), preload)
+    with (
+        tempfile.TemporaryDirectory(prefix="distillase-", dir=scratch, ignore_cleanup_errors=True) as folder,
+        _local_scheduler() as (address, client),
+    ):
+        workers = _LocalWorkers(address, n_workers, Path(folder), preload)
         try:
             workers.start()
             _wait_for_workers(client, n_workers, workers)
@@ -102,21 +109,24 @@ def _usable_cores() -> int:
 @contextmanager
 def _local_scheduler() -> Iterator[tuple[str, Any]]:
     """A scheduler inside this process, on the loopback interface, with no dashboard."""
+    import dask
     from distributed import Client, LocalCluster
 
-    cluster = LocalCluster(
-        n_workers=0,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        protocol="tcp://",
-        dashboard_address=None,
-        silence_logs=logging.CRITICAL,
-        # A worker death is ours to judge (run.py), and a teacher may hold Python's lock for hours: no heartbeat needed.
-        scheduler_kwargs={"allowed_failures": 0, "worker_ttl": "1000 days"},
-    )
+    with dask.config.set(QUIET_DASK):  # read while these are made, and put back afterwards
+        cluster = LocalCluster(
+            n_workers=0,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            protocol="tcp://",
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+            # A worker's death is ours to judge, and a teacher may hold Python's lock for hours: no heartbeat needed.
+            scheduler_kwargs={"allowed_failures": 0, "worker_ttl": "1000 days"},
+        )
     try:
-        client = Client(cluster, set_as_default=False)
+        with dask.config.set(QUIET_DASK):
+            client = Client(cluster, set_as_default=False)
         try:
             yield cluster.scheduler_address, client
         finally:

@@ -17,7 +17,7 @@ from ..store import write_dataset
 from ..structure import Labels, Structure
 from .config import LabelConfig, LabelResult, TeacherStamp
 from .dispatch import Dispatcher
-from .guards import check_labels, check_structures
+from .guards import check_structures, force_reason
 from .parts import Ledger, Refusal, exclusive, work_dir
 from .pool import WorkerPool, worker_pool
 from .worker import Job, hello
@@ -99,8 +99,7 @@ def _label(
         progress.say(f"{n_reused} of {len(wanted)} structures have their label already.")
     startup, n_labelled = 0.0, 0
     if todo:
-        startup, n_labelled = _label_missing(todo, job, progress, pool)
-        ledger = Ledger.scan(job.labels_dir, job.stamp)
+        startup, n_labelled, ledger = _label_missing(todo, job, progress, pool)
     refused = _refusals(keys, reasons, ledger, job.config)
     assembly_start = time.perf_counter()
     dataset = _assemble(structures, keys, refused, ledger, out_dir, job, provenance)
@@ -117,13 +116,14 @@ def _ask_again(refusal: Refusal, config: LabelConfig) -> bool:
 
 def _label_missing(
     todo: Mapping[bytes, Structure], job: Job, progress: Progress, pool: WorkerPool | None
-) -> tuple[float, int]:
-    """Label until nothing is missing; seconds of start-up and number of new labels."""
+) -> tuple[float, int, Ledger]:
+    """Label until nothing is missing; seconds of start-up, number of new labels, the ledger afterwards."""
     start = time.perf_counter()
     preload = (__package__ + ".worker",)
     n_labelled = 0
     try:
-        with nullcontext(pool) if pool else worker_pool(job.config, preload=preload) as workers:
+        own = worker_pool(job.config, preload=preload, scratch=work_dir(job.labels_dir))
+        with nullcontext(pool) if pool else own as workers:
             _greet(workers, job, next(iter(todo.values())))
             startup = 0.0 if pool else time.perf_counter() - start
             description = f"Labelling with {job.stamp.name} on {workers.size} workers"
@@ -132,10 +132,11 @@ def _label_missing(
                     dispatcher = Dispatcher(workers, job, todo, task)
                     dispatcher.run()
                     n_labelled += dispatcher.n_labelled
-                    known = Ledger.scan(job.labels_dir, job.stamp).known()
+                    ledger = Ledger.scan(job.labels_dir, job.stamp)
+                    known = ledger.known()
                     todo = {key: structure for key, structure in todo.items() if key not in known}
                     if not todo:
-                        return startup, n_labelled
+                        return startup, n_labelled, ledger
     except KeyboardInterrupt:
         progress.say(f"Stopped. What is labelled is kept in {job.labels_dir}; the same command goes on from there.")
         raise
@@ -163,10 +164,10 @@ def _refusals(
     refused = []
     for index, (key, reason) in enumerate(zip(keys, reasons, strict=True)):
         if not reason:
-            if key in ledger.labelled:
-                reason = check_labels(ledger.labels(key), config.max_force)
-            else:
+            if key not in ledger.labelled:
                 reason = ledger.refused[key].reason
+            elif ledger.longest_force(key) > config.max_force:
+                reason = force_reason(ledger.labels(key), config.max_force)
         if reason:
             refused.append((index, key.hex(), reason))
     return refused
