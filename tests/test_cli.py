@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -241,12 +242,18 @@ def labelled(prepared: Path) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def trained(labelled: Path) -> Path:
+    """A copy of the model, which stays when the run folder is worked on."""
+    assert run("train", labelled / "dataset.h5", "--out", labelled, *TRAINING) == 0
+    return Path(shutil.copy(labelled / "model.safetensors", labelled.parent / "model.safetensors"))
+
+
 def test_one_by_one_and_in_one_go_are_the_same_run(
-    prepared: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Path, labelled: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`prepare`, `label`, `train`, `validate` in one folder leave nothing to do for `distill`."""
     out = labelled
-    assert run("train", out / "dataset.h5", "--out", out, *TRAINING) == 0
     splits = json.loads((out / "splits.json").read_text())
     assert sorted(splits) == ["test", "train", "validation"]
     assert run("validate", out / "model.safetensors", out / "dataset.h5", "--out", out) == 0
@@ -274,11 +281,8 @@ def test_a_stage_done_again_keeps_its_predecessor_and_the_labels(
     assert (out / "labels").is_dir()
 
 
-def test_bench_tells_network_neighbour_list_and_ase_apart(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = labelled / "model.safetensors"
-    if not model.is_file():  # set aside by the test above
-        model = labelled / "old-1" / "model.safetensors"
-    assert run("bench", model, "CO", "--steps", 20, "--teacher", "mmff94") == 0
+def test_bench_tells_network_neighbour_list_and_ase_apart(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", trained, "CO", "--steps", 20, "--teacher", "mmff94") == 0
     text = capsys.readouterr().out
     for part in ("network", "neighbour list", "ASE"):
         assert re.search(rf"{part} \d+ %", text)
