@@ -155,7 +155,8 @@ class SkinNeighborList:
     def reset(self) -> None:
         """Forget the kept list."""
         self._reference: np.ndarray | None = None  # positions the list was made for
-        self._cell_key = self._pbc_key = self._mask_key = b""
+        self._cell_key = self._pbc_key = self._mask_key = self._offsets_key = b""
+        self._offsets = np.zeros((0, 3))
         self._pbc = np.zeros(3, dtype=bool)
         self._frame_inverse = np.eye(3)
         self._candidates = self._edges = EdgeArrays(np.zeros((2, 0), np.int64), np.zeros((0, 3), np.int64))
@@ -175,7 +176,10 @@ class SkinNeighborList:
         vectors = positions.take(pairs[1], axis=0)
         vectors -= positions.take(pairs[0], axis=0)
         if self._real_shifts is not None:
-            vectors += self._real_shifts @ np.where(self._pbc[:, None], cell, 0.0)
+            if self._offsets_key != (key := cell.tobytes()):
+                self._offsets = self._real_shifts @ np.where(self._pbc[:, None], cell, 0.0)
+                self._offsets_key = key
+            vectors += self._offsets
         inside = np.einsum("ec,ec->e", vectors, vectors) < self.cutoff**2
         key = inside.tobytes()
         if key != self._mask_key:
