@@ -83,7 +83,8 @@ def write_part(
         "refused": [[key.hex(), r.kind, r.reason, r.limit_s] for key, r in refused.items()],
     }
     buffer = io.BytesIO()
-    np.savez(buffer, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
+    members: dict[str, Any] = {"header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays}
+    np.savez(buffer, **members)
     content = buffer.getbuffer()
     path = labels_dir / f"{name}.{_digest(content)}.npz"
     temporary = work_dir(labels_dir) / path.name

@@ -206,7 +206,7 @@ def _stack(keys: Sequence[bytes], labels: Sequence[dict[str, Any]]) -> dict[str,
     sizes = np.array([len(label["forces"]) for label in labels], dtype=np.int64)
     forces = np.concatenate([label["forces"] for label in labels])
     first_atoms = np.cumsum(sizes) - sizes
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16),
         "sizes": sizes,
         "energy": np.array([label["energy"] for label in labels], dtype=np.float64),
