@@ -114,7 +114,7 @@ def run_nve(
     every = max(1, steps // 2000)
     degrees = degrees_of_freedom(atoms)
     try:
-        LBFGS(atoms, logfile=None).run(fmax=0.05, steps=RELAX_STEPS)
+        LBFGS(atoms, logfile=None).run(fmax=0.05, steps=RELAX_STEPS)  # type: ignore[arg-type]
         thermalise(atoms, 2 * temperature_K, np.random.default_rng(seed))
         dynamics = VelocityVerlet(atoms, timestep=timestep_fs * units.fs)
         for done in range(0, steps + 1, every):

@@ -184,4 +184,4 @@ def _number(value: Any) -> bool:
 
 def _has(row: Mapping[str, Any], part: str, key: str) -> bool:
     value = row.get(part, {}).get(key) if isinstance(row.get(part), Mapping) else None
-    return _number(value) and value > 0
+    return value is not None and _number(value) and value > 0

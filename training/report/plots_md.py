@@ -28,7 +28,8 @@ def distribution_panels(distributions: Sequence[Distribution], name: str) -> str
             teacher = np.concatenate([v.ravel() for v in entry.teacher]) if entry.teacher else np.zeros(0)
             both = np.concatenate([student, teacher])
             frames = sum(len(v) for v in entry.student)  # values of one frame are not independent
-            edges = np.linspace(*np.percentile(both, [0.05, 99.95]), int(np.clip(1.5 * np.sqrt(frames), 12, 40)) + 1)
+            low, high = np.percentile(both, [0.05, 99.95])
+            edges = np.linspace(low, high, int(np.clip(1.5 * np.sqrt(frames), 12, 40)) + 1)
             if len(teacher):
                 axis.hist(teacher, edges, density=True, color=TEACHER, alpha=0.35, label="teacher")
             axis.hist(student, edges, density=True, histtype="step", color=STUDENT, linewidth=1.8, label="student")

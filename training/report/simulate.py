@@ -154,7 +154,7 @@ def run_drift(model: Path, start: Structure, config: ReportConfig, progress: Pro
         return Simulation(None)
     runs = []
     for dtype in ("float32", "float64"):
-        calculator = PotentialCalculator(model, dtype=dtype, charge=start.charge, multiplicity=start.multiplicity)
+        calculator = _student(model, dtype, start, config)
         with progress.task(f"NVE in {dtype}", 1.0) as task:
             runs.append(
                 run_nve(
@@ -199,11 +199,10 @@ def time_all(
     with progress.task("Timing student and teacher", len(places)) as task:
         for place in places:
             start = dataset.structure(int(evaluation.frames[place]))
-            state = {"charge": start.charge, "multiplicity": start.multiplicity}
-            calculators: dict[str, BaseCalculator] = {
-                f"student, {dtype}": PotentialCalculator(model, dtype=dtype, **state)
-                for dtype in ("float32", "float64")
-            }
+            calculators: dict[str, BaseCalculator] = {}
+            for dtype in ("float32", "float64"):
+                student = _student(model, dtype, start, config)
+                calculators[f"student, {dtype}{', compiled' if student.compiled else ''}"] = student
             failed = ""
             if teacher is not None:
                 try:
@@ -214,11 +213,17 @@ def time_all(
                 calculators, start, seconds=config.speed_seconds, timestep_fs=config.timestep_fs,
                 temperature_K=config.temperature_K, seed=config.seed,
             )  # fmt: skip
-            if failed:
+            if failed and teacher is not None:
                 rows.append({"name": _label(teacher), "steps": 0, "failed": failed})
             found.append({"molecule": start.group, "n_atoms": len(start), "rows": _ratios(rows)})
             task.advance()
     return found
+
+
+def _student(model: Path, dtype: str, start: Structure, config: ReportConfig) -> PotentialCalculator:
+    return PotentialCalculator(
+        model, dtype=dtype, charge=start.charge, multiplicity=start.multiplicity, compile=config.compile
+    )
 
 
 def _label(teacher: str) -> str:

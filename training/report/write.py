@@ -115,7 +115,7 @@ def _measure(
     from .simulate import compare_md, pick_starts, run_drift, time_all
 
     rng = np.random.default_rng(config.seed)
-    student = PotentialCalculator(model)
+    student = PotentialCalculator(model, compile=config.compile)
     parts = {name: np.asarray(splits[name], dtype=int) for name in PARTS if len(splits.get(name, ())) > 0}
     if not parts:
         raise DataError(f"No frames were given to evaluate; `splits` should name some of {', '.join(PARTS)}.")
