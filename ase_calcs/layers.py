@@ -38,6 +38,8 @@ class RadialBasis(nn.Module):
     Source: Gasteiger, Groß, Günnemann, *Directional message passing for molecular graphs*, ICLR 2020.
     """
 
+    wavenumbers: Tensor
+
     def __init__(self, n_basis: int, cutoff: float) -> None:
         super().__init__()
         self.cutoff = cutoff
@@ -65,6 +67,12 @@ class ShortRange(nn.Module):
     FLAT = 0.8  # the network sees a constant distance below FLAT·inner
     ZBL_C = (0.1818, 0.5099, 0.2802, 0.02817)
     ZBL_A = (3.2, 0.9423, 0.4029, 0.2016)
+    # All (S, S), one entry per pair of elements.
+    strength: Tensor  # eV·Å
+    screening: Tensor  # Å
+    bond: Tensor  # Å, sum of covalent radii
+    inner: Tensor  # Å
+    outer: Tensor  # Å
 
     def __init__(self, elements: tuple[int, ...]) -> None:
         super().__init__()
@@ -99,5 +107,6 @@ class ShortRange(nn.Module):
     def energies(self, r: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
         """Repulsion of every directed edge, eV: half of the pair's energy."""
         x = r / self.screening[pair]
-        phi = sum(c * torch.exp(-a * x) for c, a in zip(self.ZBL_C, self.ZBL_A, strict=True))
+        terms = (c * torch.exp(-a * x) for c, a in zip(self.ZBL_C, self.ZBL_A, strict=True))
+        phi = sum(terms, start=x.new_zeros(()))
         return 0.5 * self.strength[pair] / r * phi * polynomial_cutoff(r / self.outer[pair])

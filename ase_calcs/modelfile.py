@@ -25,7 +25,7 @@ from .potential import ModelHeader, Potential
 
 FORMAT_VERSION = 1
 HEADER_KEY = "distillase"
-ARCHITECTURES: dict[str, type[Potential]] = {PaiNN.architecture: PaiNN}
+ARCHITECTURES: dict[str, Callable[..., Potential]] = {PaiNN.architecture: PaiNN}
 UNITS = {"energy": "eV", "length": "Å", "charge": "e"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # upgrade_vN_to_vN+1(header, tensors) → (header, tensors), keyed by N.

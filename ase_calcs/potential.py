@@ -104,6 +104,9 @@ class Potential(nn.Module, ABC):
     """
 
     architecture: ClassVar[str]
+    species_of_number: Tensor  # (MAX_Z,) index of each element; −1 for one it does not know
+    atomic_energies: Tensor
+    energy_scale: Tensor
 
     def __init__(self, elements: Sequence[int], cutoff: float) -> None:
         super().__init__()
@@ -274,4 +277,7 @@ def molecular_dipole(charges: Tensor, dipoles: Tensor | None, graph: AtomGraph) 
 
 
 def _detached(output: PotentialOutput) -> PotentialOutput:
-    return PotentialOutput(**{name: None if t is None else t.detach() for name, t in vars(output).items()})
+    optional = (output.forces, output.stress, output.charges, output.dipole)
+    return PotentialOutput(
+        output.energy.detach(), output.energies.detach(), *(None if t is None else t.detach() for t in optional)
+    )

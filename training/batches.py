@@ -161,8 +161,7 @@ class FrameTable:
 
     def closest_distances(self, elements: Sequence[int]) -> Tensor:
         """(S, S) float64 closest distance of every pair of elements, Å; infinite where a pair never meets."""
-        elements = np.asarray(elements)
-        species = np.searchsorted(elements, self.numbers.numpy())
+        species = np.searchsorted(np.asarray(elements), self.numbers.numpy())
         closest = np.full((len(elements), len(elements)), np.inf)
         for k in range(len(self)):
             edges = self._edges[:, self.edge_offsets[k] : self.edge_offsets[k + 1]].numpy() + self.atom_offsets[k]

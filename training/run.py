@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..ase_calcs.errors import DataError, InputError
+from ..ase_calcs.layers import ShortRange
 from ..ase_calcs.modelfile import DTYPES, build_potential, save_model
 from ..ase_calcs.potential import ModelHeader, Potential
 from ..ase_calcs.progress import Progress, SilentProgress
@@ -172,7 +173,7 @@ def prepare_potential(model: ModelConfig, elements: tuple[int, ...], table: Fram
     potential.atomic_energies.copy_(reference_energies(table, elements))
     potential.energy_scale.fill_(max(float(table.forces.double().square().mean().sqrt()), 1e-3))
     short_range = getattr(potential, "short_range", None)
-    if short_range is not None:
+    if isinstance(short_range, ShortRange):
         short_range.set_closest_distances(table.closest_distances(elements))
     return potential
 
