@@ -10,6 +10,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from safetensors.torch import save_file
+
 from distillase.ase_calcs import modelfile
 from distillase.ase_calcs.compiled import CompiledPotential, find_compiler, package_path
 from distillase.ase_calcs.errors import InputError, ModelFileError, StructureError
@@ -17,7 +19,6 @@ from distillase.ase_calcs.modelfile import FORMAT_VERSION, HEADER_KEY, load_mode
 from distillase.ase_calcs.neighbors import graph_from_atoms
 from distillase.ase_calcs.painn import PaiNN
 from distillase.ase_calcs.potential import ModelHeader, Potential
-from safetensors.torch import save_file
 
 GOLDEN = Path(__file__).parent / "golden"
 ETHANOL = molecule("CH3CH2OH")
@@ -42,7 +43,9 @@ def predict(potential: Potential, atoms: Atoms = ETHANOL) -> tuple[float, np.nda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_round_trip_is_exact(tmp_path: Path, dtype: torch.dtype) -> None:
     potential = small(dtype)
-    header = ModelHeader(teacher="gfn2-xtb", charges=(-1, 0), multiplicities=(1,), metrics={"test": {"force_mae": 0.01}})
+    header = ModelHeader(
+        teacher="gfn2-xtb", charges=(-1, 0), multiplicities=(1,), metrics={"test": {"force_mae": 0.01}}
+    )
     loaded = load_model(save_model(tmp_path / "m.safetensors", potential, header))
     assert loaded.header == header
     assert loaded.dtype == dtype
@@ -118,7 +121,7 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_an_unknown_element_is_named() -> None:
-    with pytest.raises(StructureError, match="has not been trained on N. It knows H, C, O"):
+    with pytest.raises(StructureError, match=r"has not been trained on N\. It knows H, C, O"):
         predict(small(), molecule("NH3"))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.emt import EMT
+
 from distillase.ase_calcs.compiled import find_compiler
 from distillase.ase_calcs.errors import DataError, InputError
 from distillase.ase_calcs.modelfile import load_model
@@ -283,9 +284,7 @@ def test_stress_is_learned(tmp_path: Path) -> None:
         structure = Structure(np.full(4, 29), positions, cell, np.ones(3, bool), group="Cu4")
         atoms = structure.to_atoms()
         atoms.calc = EMT()
-        made.append(
-            (structure, Labels(atoms.get_potential_energy(), atoms.get_forces(), stress=atoms.get_stress()))
-        )
+        made.append((structure, Labels(atoms.get_potential_energy(), atoms.get_forces(), stress=atoms.get_stress())))
     path = write_dataset(tmp_path / "cu.h5", made, provenance={"teacher": "emt"})
     split = SplitConfig(by="frame", validation=0.2, test=0.2)
     scores = {}
@@ -308,7 +307,7 @@ def test_stress_is_learned(tmp_path: Path) -> None:
 
 def test_missing_labels_are_named(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "d.h5", [(s, None) for s, _ in frames(12)], provenance={})
-    with pytest.raises(DataError, match="energy|forces"):
+    with pytest.raises(DataError, match=r"energy|forces"):
         train(path, tmp_path / "run", model=MODEL, training=short())
 
 
