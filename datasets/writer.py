@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .structure import Labels, Structure
 CHUNK_BYTES = 1 << 18
 FRAMES_PER_FLUSH = 4096
 HASH_ROWS = 1 << 18
+GEOMETRY_FIELDS = ("numbers", "positions", "cell", "pbc", "charge", "multiplicity")
 
 # Structure, its labels if it has any, and further arrays of the frame if there are any.
 Frame = tuple[Structure, Labels | None] | tuple[Structure, Labels | None, Mapping[str, Any]]
@@ -121,7 +123,7 @@ def write_dataset(
 
 
 class _Writer:
-    """Collects frames and appends them to the file in large pieces."""
+    """Collects frames, checks them and appends them to the file in large pieces."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -134,39 +136,72 @@ class _Writer:
 
     def _clear(self) -> None:
         self.first_frame, self.first_atom = self.n_frames, self.n_atoms
-        self.rows: dict[str, list[np.ndarray | None]] = {name: [] for name in FIELDS}
+        self.rows: dict[str, list[Any]] = {name: [] for name in FIELDS}
+        self.names: list[tuple[str, str]] = []  # group and origin, for messages
+        self.others: list[dict[str, Any]] = []  # extras that are not fields: rows of the Hessian
         self.hessian: dict[str, list[np.ndarray]] = {"hessian_rows": [], "hessian_row_index": []}
 
-    def add(self, structure: Structure, labels: Labels | None, extras: Mapping[str, np.ndarray]) -> None:
-        """Check one frame and take it into the buffers."""
-        where = f"Frame {self.n_frames} ({structure.group or 'no group'}, {structure.origin or 'no origin'})"
-        n = len(structure.numbers)
-        if n == 0:
-            raise DataError(f"{where} has no atoms.")
-        values: dict[str, Any] = {
-            name: getattr(structure, name) for name in ("numbers", "positions", "cell", "pbc", "charge", "multiplicity")
-        }
+    def add(self, structure: Structure, labels: Labels | None, extras: Mapping[str, Any]) -> None:
+        """Take one frame into the buffers. It is checked when they are written, with many others at once."""
+        rows = self.rows
+        for name in GEOMETRY_FIELDS:
+            rows[name].append(_copied(getattr(structure, name)))
         for name in TEXT_FIELDS:
             table = self.text[name]
-            values[name] = table.setdefault(str(getattr(structure, name)), len(table))
-        if labels is not None:
-            values |= {name: getattr(labels, name) for name in LABEL_FIELDS}
-        unknown = set(extras) - set(EXTRA_FIELDS) - set(HESSIAN_FIELDS)
-        if unknown:
-            raise DataError(f"{where} has arrays that the dataset format does not know: {', '.join(sorted(unknown))}.")
-        values |= {name: extras[name] for name in EXTRA_FIELDS if name in extras}
-        for name, spec in FIELDS.items():
-            value = values.get(name)
-            row = None if value is None else _checked_row(value, name, n, where)
-            self.rows[name].append(row if row is None or spec.per == "atom" else row[None])
-        self._add_hessian(extras, n, where)
-        self.sizes.append(n)
+            rows[name].append(table.setdefault(str(getattr(structure, name)), len(table)))
+        for name in LABEL_FIELDS:
+            rows[name].append(None if labels is None else _copied(getattr(labels, name)))
+        for name in EXTRA_FIELDS:
+            rows[name].append(_copied(extras.get(name)))
+        self.others.append({name: _copied(value) for name, value in extras.items() if name not in EXTRA_FIELDS})
+        self.names.append((structure.group, structure.origin))
+        self.sizes.append(len(structure.numbers))
         self.n_frames += 1
-        self.n_atoms += n
+        self.n_atoms += self.sizes[-1]
         if self.n_frames - self.first_frame >= FRAMES_PER_FLUSH:
             self.flush()
 
-    def _add_hessian(self, extras: Mapping[str, np.ndarray], n: int, where: str) -> None:
+    def flush(self) -> None:
+        """Check the buffers and append them to the file."""
+        counts = self.sizes[self.first_frame :]
+        columns = _columns(self.rows, counts)
+        if columns is None or any(self.others):
+            # Something does not fit, or there are rows of a Hessian: frame by frame, to say which frame and what.
+            columns = _columns(self._checked_one_by_one(counts), counts)
+        else:
+            self.hessian_counts += [0] * len(counts)
+        assert columns is not None
+        for name, column in columns.items():
+            spec = FIELDS[name]  # rows that are never written read as the fill value, NaN
+            start, stop = (self.first_atom, self.n_atoms) if spec.per == "atom" else (self.first_frame, self.n_frames)
+            array = self._array(name, spec.dtype, spec.tail)
+            array.resize(stop, axis=0)
+            array[start:stop] = column
+        for name, parts in self.hessian.items():
+            if parts:
+                array = self._array(name, HESSIAN_FIELDS[name], ())
+                values = np.concatenate(parts)
+                array.resize(array.shape[0] + len(values), axis=0)
+                array[-len(values) :] = values
+        self._clear()
+
+    def _checked_one_by_one(self, counts: Sequence[int]) -> dict[str, list[Any]]:
+        """The rows with the types of the file; DataError for the first frame that does not fit."""
+        checked: dict[str, list[Any]] = {name: [] for name in FIELDS}
+        for k, n in enumerate(counts):
+            group, origin = self.names[k]
+            where = f"Frame {self.first_frame + k} ({group or 'no group'}, {origin or 'no origin'})"
+            if n == 0:
+                raise DataError(f"{where} has no atoms.")
+            unknown = sorted(set(self.others[k]) - set(HESSIAN_FIELDS))
+            if unknown:
+                raise DataError(f"{where} has arrays that the dataset format does not know: {', '.join(unknown)}.")
+            for name, rows in self.rows.items():
+                checked[name].append(None if rows[k] is None else _checked_row(rows[k], name, n, where))
+            self._add_hessian(self.others[k], n, where)
+        return checked
+
+    def _add_hessian(self, extras: Mapping[str, Any], n: int, where: str) -> None:
         if ("hessian_rows" in extras) != ("hessian_row_index" in extras):
             raise DataError(f"{where}: `hessian_rows` and `hessian_row_index` go together.")
         if "hessian_rows" not in extras:
@@ -185,29 +220,6 @@ class _Writer:
         self.hessian["hessian_rows"].append(rows.ravel())
         self.hessian["hessian_row_index"].append(index)
         self.hessian_counts.append(len(index))
-
-    def flush(self) -> None:
-        """Append the buffers to the file."""
-        counts = self.sizes[self.first_frame :]
-        for name, rows in self.rows.items():
-            if all(row is None for row in rows):
-                continue  # rows that are never written read as the fill value, NaN
-            spec = FIELDS[name]
-            filled = [
-                np.full((n if spec.per == "atom" else 1, *spec.tail), np.nan) if row is None else row
-                for row, n in zip(rows, counts, strict=True)
-            ]
-            start, stop = (self.first_atom, self.n_atoms) if spec.per == "atom" else (self.first_frame, self.n_frames)
-            array = self._array(name, spec.dtype, spec.tail)
-            array.resize(stop, axis=0)
-            array[start:stop] = np.concatenate(filled)
-        for name, parts in self.hessian.items():
-            if parts:
-                array = self._array(name, HESSIAN_FIELDS[name], ())
-                values = np.concatenate(parts)
-                array.resize(array.shape[0] + len(values), axis=0)
-                array[-len(values) :] = values
-        self._clear()
 
     def _array(self, name: str, dtype: str, tail: tuple[int, ...]) -> Any:
         """The growing array in the file, made on first use."""
@@ -249,6 +261,59 @@ class _Writer:
             self._fixed(f"{name}_names", np.array([text.encode() for text in table], dtype=bytes))
         if "hessian_rows" in self.file:
             self._fixed("hessian_row_offsets", np.concatenate([[0], np.cumsum(self.hessian_counts)]).astype("<i8"))
+
+
+def _copied(value: Any) -> Any:
+    """A copy, for the array may be used again for the next frame; None and numbers as they are."""
+    return value if value is None or isinstance(value, int | float | np.generic) else np.array(value)
+
+
+def _columns(rows: Mapping[str, Sequence[Any]], counts: Sequence[int]) -> dict[str, np.ndarray] | None:
+    """Every field that any frame has, joined; None if anything does not fit."""
+    if 0 in counts:
+        return None
+    columns: dict[str, np.ndarray] = {}
+    for name, values in rows.items():
+        if any(row is not None for row in values):
+            column = _joined(name, values, counts)
+            if column is None:
+                return None
+            columns[name] = column
+    return columns
+
+
+def _joined(name: str, rows: Sequence[Any], counts: Sequence[int]) -> np.ndarray | None:
+    """One field of many frames with the type of the file, NaN where a frame has none; None if anything does not fit.
+
+    Says the same as `_checked_row` for each of them, in a tenth of the time, but not which one is wrong.
+    """
+    spec = FIELDS[name]
+    has = [row is not None for row in rows]
+    present = list(compress(rows, has))
+    per_atom = spec.per == "atom"
+    if per_atom or spec.tail:
+        shapes = [(n, *spec.tail) for n in compress(counts, has)] if per_atom else [spec.tail] * len(present)
+        if [getattr(row, "shape", ()) for row in present] != shapes or len({row.dtype for row in present}) > 1:
+            return None
+        values = np.concatenate(present).reshape(-1, *spec.tail)
+    else:
+        try:
+            values = np.array(present)
+        except ValueError:
+            return None
+        if values.shape != (len(present),):
+            return None
+    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        return None
+    stored = values.astype(spec.dtype)
+    if stored.dtype.kind in "iu" and not np.array_equal(stored, values):
+        return None
+    if len(present) < len(rows):
+        where = np.repeat(has, counts) if per_atom else np.array(has)
+        filled = np.full((len(where), *spec.tail), np.nan)
+        filled[where] = stored
+        return filled
+    return stored
 
 
 def _checked_row(value: Any, name: str, n: int, where: str) -> np.ndarray:

@@ -196,6 +196,36 @@ def test_frames_that_do_not_fit_leave_no_file(tmp_path, labels, extras, message)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_first_frame_that_does_not_fit_is_named(tmp_path, monkeypatch):
+    """Frames are checked many at once; what is said must be what checking one by one would say."""
+    monkeypatch.setattr("distillase.datasets.writer.FRAMES_PER_FLUSH", 5)
+    structure = Structure(np.array([8, 1, 1]), WATER, group="water", origin="input")
+    rows = [(structure, Labels(0.0, np.zeros((3, 3))), {}) for _ in range(12)]
+    rows[7] = (structure, Labels(0.0, np.zeros((3, 3))), {"hessian_rows": np.zeros((1, 9)), "hessian_row_index": [9]})
+    rows[8] = (structure, Labels(0.0, np.full((3, 3), np.nan)), {})
+    with pytest.raises(DataError, match=r"Frame 7 \(water, input\): `hessian_row_index` must lie between 0 and 8"):
+        write_dataset(tmp_path / "a.h5", rows, provenance={})
+    rows[6] = (structure, Labels(np.zeros(1), np.zeros((3, 3))), {})
+    with pytest.raises(DataError, match=r"Frame 6 \(water, input\): `energy` has shape \(1,\), and must have \(\)"):
+        write_dataset(tmp_path / "a.h5", rows, provenance={})
+
+
+def test_arrays_may_be_used_again_and_mixed_types_are_converted(tmp_path):
+    positions, forces = WATER.copy(), np.zeros((3, 3))
+
+    def moving():
+        for step in range(4):
+            kind = np.float32 if step == 2 else np.float64
+            yield Structure(np.array([8, 1, 1]), positions), Labels(step, forces.astype(kind))
+            positions[0, 0] += 1.0
+            forces[:] += 0.5
+
+    dataset = Dataset(write_dataset(tmp_path / "a.h5", moving(), provenance={}))
+    assert np.array_equal(dataset.positions.reshape(4, 3, 3)[:, 0, 0], WATER[0, 0] + np.arange(4))
+    assert np.array_equal(dataset.forces.reshape(4, 9)[:, 0], 0.5 * np.arange(4))
+    assert np.array_equal(dataset.energy, np.arange(4.0))
+
+
 def test_a_failed_write_keeps_the_old_file(path):
     before = path.read_bytes()
     with pytest.raises(ZeroDivisionError):
