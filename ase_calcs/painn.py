@@ -3,11 +3,12 @@
 Source: Schütt, Unke, Gastegger, *Equivariant message passing for the prediction of tensorial properties and molecular
 spectra*, ICML 2021 (arXiv 2102.03150). Differences: Bessel functions with a C² cutoff; the first message has no vectors
 to mix and the last update none to keep, so those filters do not exist; a short-range repulsion takes over where the
-training data end; total charge and multiplicity enter the embedding.
+training data end; total charge and multiplicity enter the embedding; optional features of rank two beside the vectors.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -15,16 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from .errors import InputError
 from .layers import RadialBasis, ShortRange, sum_over_neighbours
 from .potential import AtomicTerms, Potential
 
 
 class Message(nn.Module):
-    """Equations 7 and 8 of the paper: Δs_i = Σ_j φ_s∘W_s, Δv_i = Σ_j v_j φ_vv∘W_vv + r̂_ij φ_vs∘W_vs."""
+    """Equations 7 and 8 of the paper: Δs_i = Σ_j φ_s∘W_s, Δv_i = Σ_j v_j φ_vv∘W_vv + r̂_ij φ_vs∘W_vs.
 
-    def __init__(self, features: int, n_basis: int, *, first: bool) -> None:
+    With ``rank=2`` also Δt_i = Σ_j Y₂(r̂_ij) φ_ts∘W_ts, and, as for the vectors, t_j φ_tt∘W_tt.
+    """
+
+    def __init__(self, features: int, n_basis: int, *, rank: int, first: bool) -> None:
         super().__init__()
-        parts = 2 if first else 3
+        parts = (1 + rank) if first else (1 + 2 * rank)
         self.features = features
         self.hidden = nn.Linear(features, features)
         self.phi = nn.Linear(features, parts * features)
@@ -32,40 +37,99 @@ class Message(nn.Module):
         self.filter = nn.Linear(n_basis, parts * features, bias=False)
 
     def forward(
-        self, s: Tensor, v: Tensor | None, basis: Tensor, directions: Tensor, edges: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Scalars (N, F), vectors (N, 3, F) or None, basis (E, K), directions (E, 3) → new scalars and vectors."""
+        self, s: Tensor, tensors: list[Tensor], basis: Tensor, harmonics: list[Tensor], edges: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Scalars (N, F), tensors [(N, 3, F), (N, 5, F)] (empty in the first layer), basis (E, K), harmonics
+        [(E, 3), (E, 5)] → new scalars and tensors.
+        """
         centre, neighbour = edges[0], edges[1]
         phi = self.phi(silu(self.hidden(s)))  # (N, parts·F)
-        message = phi[neighbour] * self.filter(basis)  # (E, parts·F)
-        parts = message.split(self.features, dim=-1)
-        dv = directions[:, :, None] * parts[1][:, None, :]  # (E, 3, F)
-        if v is None:
-            return s + sum_over_neighbours(parts[0], centre, s), sum_over_neighbours(dv, centre, s)
-        dv = dv + v[neighbour] * parts[2][:, None, :]  # (E, 3, F)
-        return s + sum_over_neighbours(parts[0], centre, s), v + sum_over_neighbours(dv, centre, s)
+        weights = (phi[neighbour] * self.filter(basis)).split(self.features, dim=-1)  # (E, F) each
+        new = []
+        for k, harmonic in enumerate(harmonics):
+            message = harmonic[:, :, None] * weights[1 + k][:, None, :]  # (E, 2l+1, F)
+            if tensors:
+                message = message + tensors[k][neighbour] * weights[1 + len(harmonics) + k][:, None, :]
+            summed = sum_over_neighbours(message, centre, s)
+            new.append(tensors[k] + summed if tensors else summed)
+        return s + sum_over_neighbours(weights[0], centre, s), new
 
 
 class Update(nn.Module):
-    """Equations 9 and 10: mixes scalars and vectors of one atom through ⟨Uv, Vv⟩ and ‖Vv‖."""
+    """Equations 9 and 10: mixes scalars and vectors of one atom through ⟨Uv, Vv⟩ and ‖Vv‖.
 
-    def __init__(self, features: int, *, last: bool) -> None:
+    With ``rank=2`` the same for t, and the two products that couple them: T·v, a vector, and the traceless v ⊗ v.
+    """
+
+    def __init__(self, features: int, *, rank: int, last: bool) -> None:
         super().__init__()
         self.features = features
         self.last = last
-        self.uv = nn.Linear(features, 2 * features, bias=False)
-        self.hidden = nn.Linear(2 * features, features)
-        self.gates = nn.Linear(features, (2 if last else 3) * features)
+        self.mix = nn.ModuleList(nn.Linear(features, 2 * features, bias=False) for _ in range(rank))
+        couplings = 2 if rank == 2 else 0
+        self.hidden = nn.Linear((1 + rank) * features, features)
+        self.gates = nn.Linear(features, ((1 + rank) if last else (1 + 2 * rank + couplings)) * features)
 
-    def forward(self, s: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Scalars (N, F) and vectors (N, 3, F) → new ones."""
-        u_v, v_v = self.uv(v).split(self.features, dim=-1)  # (N, 3, F) each
-        norm = torch.sqrt((v_v * v_v).sum(dim=1) + 1e-8)  # (N, F); smooth at zero
-        gates = self.gates(silu(self.hidden(torch.cat([s, norm], dim=-1)))).split(self.features, dim=-1)
-        s = s + gates[0] + gates[1] * (u_v * v_v).sum(dim=1)
+    def forward(self, s: Tensor, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Scalars (N, F) and tensors [(N, 3, F), (N, 5, F)] → new ones."""
+        pairs = [mix(t).split(self.features, dim=-1) for mix, t in zip(self.mix, tensors, strict=True)]
+        norms = [torch.sqrt((v * v).sum(dim=1) + 1e-8) for _, v in pairs]  # (N, F); smooth at zero
+        gates = self.gates(silu(self.hidden(torch.cat([s, *norms], dim=-1)))).split(self.features, dim=-1)
+        s = s + gates[0]
+        for gate, (u, v) in zip(gates[1:], pairs, strict=False):
+            s = s + gate * (u * v).sum(dim=1)
         if self.last:
-            return s, u_v
-        return s, v + gates[2][:, None, :] * u_v
+            return s, [u for u, _ in pairs]
+        rank = len(tensors)
+        new = [t + gates[1 + rank + k][:, None, :] * pairs[k][0] for k, t in enumerate(tensors)]
+        if rank == 2:
+            (u_v, v_v), (u_t, _) = pairs
+            new[0] = new[0] + gates[-2][:, None, :] * tensor_times_vector(u_t, v_v)
+            new[1] = new[1] + gates[-1][:, None, :] * traceless_product(u_v, v_v)
+        return s, new
+
+
+SQRT3 = math.sqrt(3.0)
+
+
+def second_harmonics(r: Tensor) -> Tensor:
+    """(E, 3) unit vectors → (E, 5): the traceless part of r̂ ⊗ r̂ in an orthogonal basis, of norm one."""
+    x, y, z = r[:, 0], r[:, 1], r[:, 2]
+    return torch.stack(
+        [SQRT3 * x * y, SQRT3 * y * z, 1.5 * z * z - 0.5, SQRT3 * x * z, 0.5 * SQRT3 * (x * x - y * y)], dim=1
+    )
+
+
+def traceless_product(a: Tensor, b: Tensor) -> Tensor:
+    """(N, 3, F), (N, 3, F) → (N, 5, F): symmetric traceless part of a ⊗ b, in the basis of `second_harmonics`."""
+    ax, ay, az = a[:, 0], a[:, 1], a[:, 2]
+    bx, by, bz = b[:, 0], b[:, 1], b[:, 2]
+    half = 0.5 * SQRT3
+    return torch.stack(
+        [
+            half * (ax * by + ay * bx),
+            half * (ay * bz + az * by),
+            az * bz - 0.5 * (ax * bx + ay * by),
+            half * (ax * bz + az * bx),
+            half * (ax * bx - ay * by),
+        ],
+        dim=1,
+    )
+
+
+def tensor_times_vector(t: Tensor, v: Tensor) -> Tensor:
+    """(N, 5, F), (N, 3, F) → (N, 3, F): the matrix with components `t` in the basis of `second_harmonics` times v."""
+    xy, yz, zz, xz, xx_yy = (t[:, k] for k in range(5))
+    x, y, z = v[:, 0], v[:, 1], v[:, 2]
+    third = zz / SQRT3
+    return torch.stack(
+        [
+            (xx_yy - third) * x + xy * y + xz * z,
+            xy * x - (xx_yy + third) * y + yz * z,
+            xz * x + yz * y + 2.0 * third * z,
+        ],
+        dim=1,
+    )
 
 
 class PaiNN(Potential):
@@ -83,6 +147,9 @@ class PaiNN(Potential):
         Å.
     n_basis
         Radial functions.
+    rank
+        1: vectors, as in the paper. 2: also traceless symmetric tensors of rank two (five components), which see the
+        angles between neighbours more sharply: better forces from few labels, at about twice the cost.
     charges
         Also predict partial charges and dipoles (from charges and atomic dipole vectors).
     dtype
@@ -99,15 +166,20 @@ class PaiNN(Potential):
         layers: int = 3,
         cutoff: float = 5.0,
         n_basis: int = 16,
+        rank: int = 1,
         charges: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(elements, cutoff)
+        if rank not in (1, 2):
+            raise InputError(f"`rank` is {rank}; PaiNN has vectors (1) or vectors and rank-two tensors (2).")
+        self.rank = rank
         self._hyperparameters = {
             "features": features,
             "layers": layers,
             "cutoff": cutoff,
             "n_basis": n_basis,
+            "rank": rank,
             "charges": charges,
         }
         n_species = len(self.elements)
@@ -119,8 +191,8 @@ class PaiNN(Potential):
         nn.init.zeros_(self.spin_embedding.weight)
         self.radial = RadialBasis(n_basis, self.cutoff)
         self.short_range = ShortRange(self.elements)
-        self.messages = nn.ModuleList(Message(features, n_basis, first=k == 0) for k in range(layers))
-        self.updates = nn.ModuleList(Update(features, last=k == layers - 1) for k in range(layers))
+        self.messages = nn.ModuleList(Message(features, n_basis, rank=rank, first=k == 0) for k in range(layers))
+        self.updates = nn.ModuleList(Update(features, rank=rank, last=k == layers - 1) for k in range(layers))
         self.readout = nn.Sequential(nn.Linear(features, features), nn.SiLU(), nn.Linear(features, 1))
         self.charge_readout = nn.Sequential(nn.Linear(features, features), nn.SiLU(), nn.Linear(features, 1))
         self.dipole_readout = nn.Linear(features, 1, bias=False)
@@ -147,10 +219,11 @@ class PaiNN(Potential):
         s = self.embedding(species)  # (N, F)
         s = s + charge[:, None] * self.charge_embedding(species)
         s = s + (multiplicity[:, None] - 1.0) * self.spin_embedding(species)
-        v: Tensor | None = None  # (N, 3, F)
+        harmonics = [directions, second_harmonics(directions)][: self.rank]
+        tensors: list[Tensor] = []  # vectors (N, 3, F) and rank-two tensors (N, 5, F)
         for message, update in zip(self.messages, self.updates, strict=True):
-            s, v = message(s, v, basis, directions, edges)
-            s, v = update(s, v)
+            s, tensors = message(s, tensors, basis, harmonics, edges)
+            s, tensors = update(s, tensors)
 
         energies = self.readout(s).squeeze(-1)  # (N,)
         # The repulsion is in eV already; the base class multiplies by the energy scale.
@@ -158,5 +231,5 @@ class PaiNN(Potential):
         if not self._hyperparameters["charges"]:
             return AtomicTerms(energies)
         return AtomicTerms(
-            energies, charges=self.charge_readout(s).squeeze(-1), dipoles=self.dipole_readout(v).squeeze(-1)
+            energies, charges=self.charge_readout(s).squeeze(-1), dipoles=self.dipole_readout(tensors[0]).squeeze(-1)
         )

@@ -34,6 +34,9 @@ class ModelConfig:
         Å; atoms further apart than this see each other only through others.
     n_basis
         Radial functions.
+    rank
+        Highest rank of the features: 1, vectors as in the PaiNN paper, or 2, which needs fewer labels for the same
+        error and costs more per step.
     charges
         Also predict partial charges and dipoles; give `loss.charges` or `loss.dipole` a weight with it.
     dtype
@@ -45,11 +48,12 @@ class ModelConfig:
     layers: int = 3
     cutoff: float = 5.0
     n_basis: int = 16
+    rank: int = 2
     charges: bool = False
     dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("features", "layers", "n_basis"):
+        for name in ("features", "layers", "n_basis", "rank"):
             _at_least(f"model.{name}", getattr(self, name), 1)
         _positive("model.cutoff", self.cutoff)
 
@@ -175,9 +179,9 @@ class TrainConfig:
     minutes: float | None = None
     max_epochs: int = 500
     batch_edges: int = 4000
-    batch_frames: int = 16
+    batch_frames: int = 4
     accumulate: int = 1
-    lr: float = 5e-3
+    lr: float = 4e-3
     optimizer: Literal["adamw", "adabelief", "yogi"] = "adamw"
     weight_decay: float = 0.0
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -185,8 +189,8 @@ class TrainConfig:
     lr_final: float = 1e-3
     plateau_patience: int = 10
     clip: float = 10.0
-    ema: float = 0.999
-    validate_every: int = 1
+    ema: float = 0.9995
+    validate_every: int = 4
     early_stop: int = 0
     precision: Literal["full", "bf16"] = "full"
     compile: Literal["auto", "on", "off"] = "auto"

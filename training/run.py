@@ -164,6 +164,7 @@ def prepare_potential(model: ModelConfig, elements: tuple[int, ...], table: Fram
         "layers": model.layers,
         "cutoff": model.cutoff,
         "n_basis": model.n_basis,
+        "rank": model.rank,
         "charges": model.charges,
     }
     # Initial weights come from torch's global generator; the user's is put back afterwards.
