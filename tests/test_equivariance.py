@@ -21,17 +21,23 @@ from distillase.ase_calcs.painn import PaiNN
 ALL = ("energy", "forces", "stress", "charges", "dipole")
 
 
-def painn():
+def painn(rank=2):
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        network = PaiNN([1, 6, 8], features=16, layers=3, cutoff=3.5, n_basis=8, charges=True, dtype=torch.float64)
+        network = PaiNN(
+            [1, 6, 8], features=16, layers=3, cutoff=3.5, n_basis=8, rank=rank, charges=True, dtype=torch.float64
+        )
         for embedding in (network.charge_embedding, network.spin_embedding):  # zero before training
             torch.nn.init.normal_(embedding.weight, std=0.1)
         network.energy_scale.fill_(1.7)
         return network.requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=[painn, lambda: MorsePotential([1, 6, 8], cutoff=3.5)], ids=["painn", "morse"])
+@pytest.fixture(
+    scope="module",
+    params=[lambda: painn(1), lambda: painn(2), lambda: MorsePotential([1, 6, 8], cutoff=3.5)],
+    ids=["painn-rank1", "painn-rank2", "morse"],
+)
 def potential(request):
     return request.param()
 
