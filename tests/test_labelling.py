@@ -163,6 +163,14 @@ def arrays(path: Path) -> dict[str, bytes]:
     return {name: repr(a.tolist()).encode() if a.dtype == object else a.tobytes() for name, a in contents.items()}
 
 
+def test_the_local_scheduler_listens_on_the_loopback_interface_only(pool):
+    """Its web server too, on any free port: 8787, the default, may be another cluster's, and dask would warn."""
+    scheduler = pool.client.cluster.scheduler
+    assert scheduler.address.startswith("tcp://127.0.0.1:")
+    assert scheduler.http_server.address == "127.0.0.1"
+    assert scheduler.http_server.port != 8787
+
+
 # --- guards -----------------------------------------------------------------------------------------------------------
 
 

@@ -121,8 +121,14 @@ def _local_scheduler() -> Iterator[tuple[str, Any]]:
             protocol="tcp://",
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
-            # A worker's death is ours to judge, and a teacher may hold Python's lock for hours: no heartbeat needed.
-            scheduler_kwargs={"allowed_failures": 0, "worker_ttl": "1000 days"},
+            scheduler_kwargs={
+                # A worker's death is ours to judge, and a teacher may hold Python's lock for hours: no heartbeat needed.
+                "allowed_failures": 0,
+                "worker_ttl": "1000 days",
+                # Without a dashboard dask still opens a port: by default 8787, with a warning where that is taken.
+                "dashboard": False,
+                "dashboard_address": "127.0.0.1:0",
+            },
         )
     try:
         with dask.config.set(QUIET_DASK):
