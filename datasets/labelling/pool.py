@@ -122,7 +122,7 @@ def _local_scheduler() -> Iterator[tuple[str, Any]]:
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
             scheduler_kwargs={
-                # A worker's death is ours to judge, and a teacher may hold Python's lock for hours: no heartbeat needed.
+                # A worker's death is ours to judge, and a teacher may hold Python's lock for hours: no heartbeat.
                 "allowed_failures": 0,
                 "worker_ttl": "1000 days",
                 # Without a dashboard dask still opens a port: by default 8787, with a warning where that is taken.
