@@ -30,7 +30,6 @@ from potentials import MorsePotential
 from safetensors.torch import save_file
 
 from distillase.ase_calcs.calculator import PotentialCalculator
-from distillase.ase_calcs.compiled import find_compiler
 from distillase.ase_calcs.contract import check_calculator
 from distillase.ase_calcs.errors import InputError, ModelFileError, StructureError
 from distillase.ase_calcs.modelfile import HEADER_KEY, save_model
@@ -263,12 +262,11 @@ def test_without_a_compiler_on_is_an_error_and_auto_stays_eager(monkeypatch, tmp
 
 
 @pytest.mark.compiler
-@pytest.mark.skipif(find_compiler() is None, reason="torch needs a C++ compiler to compile a potential")
-def test_a_compiled_calculator_keeps_the_contract_and_gives_what_the_eager_one_gives(tmp_path):
-    path = save_model(tmp_path / "model.safetensors", painn(charges=True))
-    compiled = PotentialCalculator(path, dtype="float64", compile="on")
+def test_a_compiled_calculator_keeps_the_contract_and_gives_what_the_eager_one_gives(compiled_model):
+    compiled = PotentialCalculator(compiled_model, compile="on")
     assert compiled.compiled
-    eager = PotentialCalculator(path, dtype="float64")
+    eager = PotentialCalculator(compiled_model, compile="off")
+    assert not eager.compiled
     for atoms in (molecule("CH3CH2OH"), water_box(1), Atoms("O"), Atoms("H2", [[0, 0, 0], [0, 0, 9]])):
         np.testing.assert_allclose(
             compiled.get_property("forces", atoms), eager.get_property("forces", atoms), atol=1e-9
@@ -279,8 +277,8 @@ def test_a_compiled_calculator_keeps_the_contract_and_gives_what_the_eager_one_g
     assert report.passed, str(report)
     with pytest.raises(StructureError, match="not been trained on N"):
         compiled.get_property("energy", molecule("NH3"))
-    assert PotentialCalculator(path, dtype="float64", compile="auto").compiled, "the package lies beside the model"
-    assert not PotentialCalculator(path, dtype="float32", compile="auto").compiled
+    assert PotentialCalculator(compiled_model, compile="auto").compiled, "the package lies beside the model"
+    assert not PotentialCalculator(compiled_model, dtype="float32", compile="auto").compiled
 
 
 # Charge and multiplicity --------------------------------------------------------------------------------------------

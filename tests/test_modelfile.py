@@ -13,7 +13,7 @@ from ase.build import molecule
 from safetensors.torch import save_file
 
 from distillase.ase_calcs import modelfile
-from distillase.ase_calcs.compiled import CompiledPotential, find_compiler, package_path
+from distillase.ase_calcs.compiled import CompiledPotential, package_path
 from distillase.ase_calcs.errors import InputError, ModelFileError, StructureError
 from distillase.ase_calcs.modelfile import FORMAT_VERSION, HEADER_KEY, load_model, read_header, save_model
 from distillase.ase_calcs.neighbors import graph_from_atoms
@@ -177,14 +177,10 @@ def test_charge_and_multiplicity_change_the_energy_when_trained_to() -> None:
 
 
 @pytest.mark.compiler
-@pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler, and none was found")
-def test_the_compiled_package_equals_the_network_for_any_size(tmp_path: Path) -> None:
-    potential = small(torch.float64, charges=True).eval()
-    path = save_model(tmp_path / "m.safetensors", potential)
-    potential = load_model(path)
-    compiled = CompiledPotential(potential, path)
-    assert compiled.package == package_path(potential, path)
-    stamp = compiled.package.stat().st_mtime_ns
+def test_the_compiled_package_equals_the_network_for_any_size(compiled_model: Path) -> None:
+    potential = load_model(compiled_model)
+    stamp = package_path(potential, compiled_model).stat().st_mtime_ns
+    compiled = CompiledPotential(potential, compiled_model)
     box = molecule("H2O", vacuum=1.0, pbc=True)
     for atoms in (ETHANOL, molecule("CO2"), molecule("C6H6"), box, Atoms("O"), Atoms("H2", [[0, 0, 0], [0, 0, 9]])):
         graph = graph_from_atoms(atoms, potential.cutoff, dtype=torch.float64)
@@ -193,4 +189,4 @@ def test_the_compiled_package_equals_the_network_for_any_size(tmp_path: Path) ->
         found = compiled(graph, ("energy", "forces", "stress"))
         for name, value in vars(expected).items():
             assert torch.allclose(getattr(found, name), value, rtol=1e-10, atol=1e-10, equal_nan=True), name
-    assert CompiledPotential(potential, path).package.stat().st_mtime_ns == stamp  # found again, not made again
+    assert compiled.package.stat().st_mtime_ns == stamp  # found beside the model, not made again

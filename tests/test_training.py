@@ -162,7 +162,9 @@ def test_batches_respect_the_edge_budget_and_cover_every_frame() -> None:
 
 
 def short(**kwargs: object) -> TrainConfig:
-    return TrainConfig(**{"max_epochs": 6, "validate_every": 1, "compile": "off", "batch_frames": 8, "tensorboard": False, **kwargs})
+    return TrainConfig(
+        **{"max_epochs": 6, "validate_every": 1, "compile": "off", "batch_frames": 8, "tensorboard": False, **kwargs}
+    )
 
 
 def test_training_learns_and_writes_what_it_says(dataset: Path, tmp_path: Path) -> None:
