@@ -7,6 +7,7 @@ beside the model file and is named by what it depends on: the model's bytes, dty
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import platform
@@ -43,6 +44,25 @@ def find_compiler() -> str | None:
         if path := shutil.which(name):
             return path
     return None
+
+
+def let_torch_link() -> None:
+    """Make torch's compilers work where torch is installed in a path with a space.
+
+    torch (2.13) does not quote the folder of its libraries when it calls the linker. Where that folder has a space in
+    it, torch is given a link to it that has none, until this process ends; elsewhere nothing is done.
+    """
+    from torch.utils import cpp_extension
+
+    libraries = str(cpp_extension.TORCH_LIB_PATH)
+    if not any(c.isspace() for c in libraries):
+        return
+    place = next((p for p in (tempfile.gettempdir(), "/tmp", "/var/tmp") if not any(c.isspace() for c in p)), None)
+    folder = tempfile.mkdtemp(prefix="distillase-", dir=place)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    link = Path(folder) / "lib"
+    link.symlink_to(libraries, target_is_directory=True)
+    cpp_extension.TORCH_LIB_PATH = str(link)
 
 
 class CompiledPotential:
@@ -128,6 +148,7 @@ class CompiledPotential:
             )
         from torch.fx.experimental.proxy_tensor import make_fx
 
+        let_torch_link()
         example = _example(self.potential)
         graph = make_fx(
             lambda *inputs: self._functional(*inputs), tracing_mode="symbolic", _allow_non_fake_inputs=True

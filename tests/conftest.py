@@ -20,6 +20,8 @@ def compiled_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         potential = PaiNN((1, 6, 8), features=8, layers=2, cutoff=3.5, n_basis=6, charges=True, dtype=torch.float64)
-    path = save_model(tmp_path_factory.mktemp("compiled") / "model.safetensors", potential)
+    folder = tmp_path_factory.mktemp("compiled") / "a folder"  # with a space, as users have them
+    folder.mkdir()
+    path = save_model(folder / "model.safetensors", potential)
     CompiledPotential(load_model(path), path)
     return path

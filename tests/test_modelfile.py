@@ -11,9 +11,10 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from safetensors.torch import save_file
+from torch.utils import cpp_extension
 
 from distillase.ase_calcs import modelfile
-from distillase.ase_calcs.compiled import CompiledPotential, package_path
+from distillase.ase_calcs.compiled import CompiledPotential, let_torch_link, package_path
 from distillase.ase_calcs.errors import InputError, ModelFileError, StructureError
 from distillase.ase_calcs.modelfile import FORMAT_VERSION, HEADER_KEY, load_model, read_header, save_model
 from distillase.ase_calcs.neighbors import graph_from_atoms
@@ -174,6 +175,18 @@ def test_charge_and_multiplicity_change_the_energy_when_trained_to() -> None:
         with torch.no_grad():
             energies.add(potential(graph).energy.item())
     assert len(energies) == 2
+
+
+def test_torch_links_where_it_is_installed_in_a_path_with_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Path(cpp_extension.TORCH_LIB_PATH)
+    spaced = tmp_path / "a folder"
+    spaced.symlink_to(here)
+    monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(spaced))
+    let_torch_link()
+    assert " " not in cpp_extension.TORCH_LIB_PATH
+    assert Path(cpp_extension.TORCH_LIB_PATH).resolve() == here.resolve()
 
 
 @pytest.mark.compiler

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ase_calcs.compiled import ATOMS, EDGES, STRUCTURES
+from ..ase_calcs.compiled import ATOMS, EDGES, STRUCTURES, let_torch_link
 from .metrics import SUMS
 
 
@@ -58,6 +58,7 @@ class CompiledStep(nn.Module):
     def _compile(self, example: dict[str, Tensor]) -> Callable[..., tuple[Tensor, ...]]:
         from torch.fx.experimental.proxy_tensor import make_fx
 
+        let_torch_link()
         parameters = [p.detach().clone().requires_grad_() for p in self.task.parameters() if p.requires_grad]
         buffers = [b.detach().clone() for b in self.task.buffers()]
         counts = torch.full((len(SUMS),), 2.0, dtype=torch.float64, device=parameters[0].device)
