@@ -29,7 +29,7 @@ class ModelConfig:
     features
         Width of the network. 32 is the knee of error against speed for one molecule.
     layers
-        Message–update pairs.
+        Message–update pairs. With features of rank 2, two of them do what three do with rank 1.
     cutoff
         Å; atoms further apart than this see each other only through others.
     n_basis
@@ -45,7 +45,7 @@ class ModelConfig:
 
     architecture: str = "painn"
     features: int = 32
-    layers: int = 3
+    layers: int = 2
     cutoff: float = 5.0
     n_basis: int = 16
     rank: int = 2
