@@ -132,8 +132,8 @@ class TrainConfig:
     Attributes
     ----------
     minutes
-        Wall-clock time of training; the learning rate follows it. None: `max_epochs` alone decides, and two runs with
-        one seed are then identical to the last bit.
+        Wall-clock time of training, compilation included; the learning rate follows it. None: `max_epochs` alone
+        decides, and two runs with one seed are then identical to the last bit.
     max_epochs
         Passes over the training set, whichever of the two comes first.
     batch_edges

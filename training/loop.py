@@ -70,6 +70,8 @@ class TrainLoop:
         Where checkpoints and metrics go.
     fingerprint
         Of dataset, split, model and recipe; a checkpoint with another one is refused.
+    spent
+        Seconds this call has spent already (reading, compiling); they count towards `TrainConfig.minutes`.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class TrainLoop:
         seed: int,
         fingerprint: str,
         progress: Progress,
+        spent: float = 0.0,
     ) -> None:
         self.engine, self.training, self.validation = engine, training, validation
         self.config, self.folder, self.fingerprint, self.progress = config, folder, fingerprint, progress
@@ -94,6 +97,7 @@ class TrainLoop:
         self.schedule = Schedule(config)
         self.ema = ExponentialAverage(engine.task, config.ema) if config.ema > 0 else None
         self.state = LoopState()
+        self._spent = spent
         self._clock = 0.0
         self._saved_at = 0.0
 
@@ -123,7 +127,7 @@ class TrainLoop:
 
     def _run(self, bar: ProgressTask, log: MetricsLog, after_step: Callable[[LoopState], None] | None) -> None:
         state, config = self.state, self.config
-        self._clock = time.monotonic() - state.seconds
+        self._clock = time.monotonic() - state.seconds - self._spent
         self._saved_at = time.monotonic()
         drawn = 0.0
         while not state.finished:

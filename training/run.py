@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,7 @@ def _train(
             "`training.loss.charges` or `.dipole` has a weight, but `model.charges` is off: the student has no charges "
             "to train. Set `model.charges: true`."
         )
+    started = time.monotonic()
     dtype = DTYPES[model.dtype]
     elements = tuple(sorted({int(z) for z in np.unique(data.numbers)}))
     labels = tuple(name for name in ("stress", "charges", "dipole") if getattr(training.loss, name) > 0)
@@ -139,7 +141,7 @@ def _train(
     engine = TorchEngine(task, training, tables["train"].batch(np.arange(min(2, len(tables["train"])))))
     loop = TrainLoop(
         engine, tables["train"], tables["validation"], training, run_dir,
-        seed=seed, fingerprint=fingerprint, progress=progress,
+        seed=seed, fingerprint=fingerprint, progress=progress, spent=time.monotonic() - started,
     )  # fmt: skip
     state = loop.run()
     metrics = {"validation": state.best_figures}
