@@ -19,7 +19,9 @@ def compiled_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs a C++ compiler (c++, g++ or clang++), and none was found")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        potential = PaiNN((1, 6, 8), features=8, layers=2, cutoff=3.5, n_basis=6, charges=True, dtype=torch.float64)
+        potential = PaiNN(
+            (1, 6, 8), features=8, layers=2, cutoff=3.5, n_basis=6, rank=2, charges=True, dtype=torch.float64
+        )
     folder = tmp_path_factory.mktemp("compiled") / "a folder"  # with a space, as users have them
     folder.mkdir()
     path = save_model(folder / "model.safetensors", potential)

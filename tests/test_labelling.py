@@ -411,7 +411,14 @@ def start(folder: Path, out: Path, teacher: str, batch_seconds: float, log: Path
     command = [sys.executable, "script.py", str(folder), str(out), teacher, str(batch_seconds)]
     environment = {**os.environ, "SPRINGS_LOG": str(log or "")}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # A shell starts background jobs with SIGINT ignored, and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
