@@ -32,13 +32,15 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from venvs import TORCH, default_folder, peer_python
 
 from distillase.ase_calcs.modelfile import save_model
-from distillase.ase_calcs.painn import PaiNN
 from distillase.datasets.readers import read_structures
 from distillase.datasets.structure import Structure
+from distillase.training.config import ModelConfig
+from distillase.training.run import fresh_potential
 
 WORKER = Path(__file__).parent / "peers" / "md_worker.py"
 RESULTS = Path(__file__).parent / "results"
-FEATURES, LAYERS, CUTOFF = 32, 3, 5.0  # of the default student; SchNetPack gets the same
+STUDENT = ModelConfig()  # the default student
+FEATURES, LAYERS, CUTOFF = STUDENT.features, 3, STUDENT.cutoff  # SchNetPack: the same width, its own number of layers
 MOLECULES = {
     "ethanol": "CCO",
     "aspirin": "CC(=O)Oc1ccccc1C(=O)O",
@@ -199,14 +201,9 @@ def notes(results: dict[str, Any]) -> str:
 
 def fresh_student(folder: Path) -> Path:
     """A model file of the default shape, whose weights are those of a network before training."""
-    import torch
-
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"painn-{FEATURES}-{LAYERS}-{CUTOFF}.safetensors"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        potential = PaiNN((1, 6, 7, 8, 9), features=FEATURES, layers=LAYERS, cutoff=CUTOFF)
-    return save_model(path, potential)
+    potential = fresh_potential(STUDENT, (1, 6, 7, 8, 9), seed=0)
+    return save_model(folder / "default-student.safetensors", potential)
 
 
 def cpu_model() -> str:

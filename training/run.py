@@ -161,6 +161,17 @@ def prepare_potential(model: ModelConfig, elements: tuple[int, ...], table: Fram
     Atomic reference energies by least squares, the energy scale from the forces, and the closest distances of every
     pair of elements, where the short-range repulsion takes over.
     """
+    potential = fresh_potential(model, elements, seed=seed)
+    potential.atomic_energies.copy_(reference_energies(table, elements))
+    potential.energy_scale.fill_(max(float(table.forces.double().square().mean().sqrt()), 1e-3))
+    short_range = getattr(potential, "short_range", None)
+    if isinstance(short_range, ShortRange):
+        short_range.set_closest_distances(table.closest_distances(elements))
+    return potential
+
+
+def fresh_potential(model: ModelConfig, elements: tuple[int, ...], *, seed: int) -> Potential:
+    """The network that a recipe describes, before any data is seen."""
     hyperparameters: dict[str, Any] = {
         "features": model.features,
         "layers": model.layers,
@@ -172,13 +183,7 @@ def prepare_potential(model: ModelConfig, elements: tuple[int, ...], table: Fram
     # Initial weights come from torch's global generator; the user's is put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        potential = build_potential(model.architecture, elements, hyperparameters, dtype=DTYPES[model.dtype])
-    potential.atomic_energies.copy_(reference_energies(table, elements))
-    potential.energy_scale.fill_(max(float(table.forces.double().square().mean().sqrt()), 1e-3))
-    short_range = getattr(potential, "short_range", None)
-    if isinstance(short_range, ShortRange):
-        short_range.set_closest_distances(table.closest_distances(elements))
-    return potential
+        return build_potential(model.architecture, elements, hyperparameters, dtype=DTYPES[model.dtype])
 
 
 def reference_energies(table: FrameTable, elements: tuple[int, ...]) -> torch.Tensor:
