@@ -67,12 +67,14 @@ class CompiledStep(nn.Module):
         graph = make_fx(self._functional_step, tracing_mode="symbolic")(*inputs)
         graph.graph.eliminate_dead_code()
         graph.recompile()
-        # Only the sizes of the batch are dynamic: widths known at compile time give faster kernels.
-        for name, tensor in batch.items():
+        # Only the sizes of the batch are dynamic: widths known at compile time give faster kernels. The mark is on the
+        # tensor object, not on its values, and a detached tensor is another object.
+        given = [t.detach() for t in inputs]
+        for name, tensor in zip(batch, given[-1 - len(batch) : -1], strict=True):
             torch._dynamo.mark_dynamic(tensor, 1 if name == "edges" else 0)
         compiled = torch.compile(graph)
         with torch.no_grad():
-            compiled(*(t.detach() for t in inputs[:-1]), counts)  # compiles now, not in the first step
+            compiled(*given)  # compiles now, not in the first step
         return compiled
 
     def _functional_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
