@@ -57,7 +57,7 @@ def let_torch_link() -> None:
     libraries = str(cpp_extension.TORCH_LIB_PATH)
     if not any(c.isspace() for c in libraries):
         return
-    place = next((p for p in (tempfile.gettempdir(), "/tmp", "/var/tmp") if not any(c.isspace() for c in p)), None)
+    place = next((p for p in (tempfile.gettempdir(), str(Path.home())) if not any(c.isspace() for c in p)), None)
     folder = tempfile.mkdtemp(prefix="distillase-", dir=place)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     link = Path(folder) / "lib"
