@@ -2,7 +2,7 @@
 
 Energy and forces are traced together with `make_fx` into a graph without autograd, exported with dynamic sizes, and
 compiled by AOTInductor into a package that holds machine code and weights and loads in milliseconds. The package lies
-beside the model file and is named by what it depends on: the model's bytes, dtype, torch version and processor.
+beside the model file and is named by what it depends on: weights, the code of the network, dtype, torch, processor.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import layers
 from .errors import InputError
 from .graph import AtomGraph
 from .modelfile import dtype_name
@@ -226,8 +228,11 @@ def _example(potential: Potential) -> tuple[Tensor, ...]:
 
 
 def _key(potential: Potential) -> str:
-    """Hash of all that the machine code depends on: weights, hyper-parameters, dtype, torch, processor."""
+    """Hash of all that the machine code depends on: weights, code, hyper-parameters, dtype, torch, processor."""
     digest = hashlib.blake2b(digest_size=8)
+    for module in (layers.__name__, Potential.__module__, type(potential).__module__, __name__):
+        source = getattr(sys.modules[module], "__file__", None)
+        digest.update(Path(source).read_bytes() if source else module.encode())
     for name, tensor in sorted(potential.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b"")

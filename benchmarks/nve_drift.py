@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from dataclasses import asdict
@@ -93,7 +92,7 @@ def main() -> None:
     worst = {d: max(abs(r["drift"]) for r in runs if r["dtype"] == d) for d in arguments.dtypes}
     header = read_header(arguments.model)
     report = {
-        "model": os.path.relpath(arguments.model),
+        "model": f"{arguments.model.parent.name}/{arguments.model.name}",
         "teacher": header.get("teacher"),
         "structure": arguments.structure,
         "atoms": len(structure),

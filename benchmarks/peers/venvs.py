@@ -55,7 +55,7 @@ def peer_python(name: str, folder: Path, torch: str = TORCH) -> Path:
     folder
         Where the environments lie.
     torch
-        What pip is asked for, e.g. ``"torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"``.
+        What pip is asked for, e.g. ``"torch==2.13.0 --index-url <the index of that build>"``.
     """
     peer, home = PEERS[name], folder / name
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
