@@ -27,9 +27,9 @@ class ModelConfig:
     architecture
         Name in `distillase.ase_calcs.modelfile.ARCHITECTURES`.
     features
-        Width of the network. 32 is the knee of error against speed for one molecule.
+        Width of the network; wider is more accurate and slower.
     layers
-        Message–update pairs. With features of rank 2, two of them do what three do with rank 1.
+        Message–update pairs. Each carries information one cutoff further.
     cutoff
         Å; atoms further apart than this see each other only through others.
     n_basis
