@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -65,6 +66,18 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             f"The package `{package}` is needed to {purpose}, and could not be imported ({error}). "
             f'Install it with: pip install "distillase[{extra}]"'
         ) from error
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse a setting that is not a finite number above zero; `name` is the key as its user writes it."""
+    if not 0 < value < math.inf:
+        raise InputError(f"`{name}` is {value!r}; it must be a number above 0.")
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Refuse a setting below `least`, and NaN."""
+    if not value >= least:
+        raise InputError(f"`{name}` is {value!r}; it must be {least:g} or more.")
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

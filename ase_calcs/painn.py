@@ -39,26 +39,30 @@ class Message(nn.Module):
     def forward(
         self, s: Tensor, tensors: list[Tensor], basis: Tensor, harmonics: list[Tensor], edges: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """Scalars (N, F), tensors [(N, 3, F), (N, 5, F)] (empty in the first layer), basis (E, K), harmonics
+        """Scalars (N, F), tensors [(3, N, F), (5, N, F)] (empty in the first layer), basis (E, K), harmonics
         [(E, 3), (E, 5)] → new scalars and tensors.
         """
         centre, neighbour = edges[0], edges[1]
         phi = self.phi(silu(self.hidden(s)))  # (N, parts·F)
-        weights = (phi[neighbour] * self.filter(basis)).split(self.features, dim=-1)  # (E, F) each
+        weights = phi.index_select(0, neighbour) * self.filter(basis)
+        weights = weights.split(self.features, dim=-1)  # (E, F) each
         new = []
         for k, harmonic in enumerate(harmonics):
             message = harmonic[:, :, None] * weights[1 + k][:, None, :]  # (E, 2l+1, F)
             if tensors:
-                message = message + tensors[k][neighbour] * weights[1 + len(harmonics) + k][:, None, :]
-            summed = sum_over_neighbours(message, centre, s)
-            new.append(tensors[k] + summed if tensors else summed)
+                # Rows are gathered and summed whole: along edges the component comes second.
+                theirs = tensors[k].transpose(0, 1).contiguous().index_select(0, neighbour)
+                message = message + theirs * weights[1 + len(harmonics) + k][:, None, :]
+            summed = sum_over_neighbours(message, centre, s).transpose(0, 1)
+            new.append(tensors[k] + summed if tensors else summed.contiguous())
         return s + sum_over_neighbours(weights[0], centre, s), new
 
 
 class Update(nn.Module):
     """Equations 9 and 10: mixes scalars and vectors of one atom through ⟨Uv, Vv⟩ and ‖Vv‖.
 
-    With ``rank=2`` the same for t, and the two products that couple them: T·v, a vector, and the traceless v ⊗ v.
+    With ``rank=2`` the same for t, and the products that couple vectors v and tensors T: T·v, a vector; T·T′ and v ⊗ v,
+    traceless and symmetric; and with them two more invariants, v·T·v and T:T·T′.
     """
 
     def __init__(self, features: int, *, rank: int, last: bool) -> None:
@@ -66,26 +70,35 @@ class Update(nn.Module):
         self.features = features
         self.last = last
         self.mix = nn.ModuleList(nn.Linear(features, 2 * features, bias=False) for _ in range(rank))
-        couplings = 2 if rank == 2 else 0
         self.hidden = nn.Linear((1 + rank) * features, features)
-        self.gates = nn.Linear(features, ((1 + rank) if last else (1 + 2 * rank + couplings)) * features)
+        to_scalars = 2 if rank == 1 else 5
+        to_tensors = 0 if last else (1 if rank == 1 else 5)
+        self.gates = nn.Linear(features, (to_scalars + to_tensors) * features)
 
     def forward(self, s: Tensor, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Scalars (N, F) and tensors [(N, 3, F), (N, 5, F)] → new ones."""
+        """Scalars (N, F) and tensors [(3, N, F), (5, N, F)] → new ones."""
         pairs = [mix(t).split(self.features, dim=-1) for mix, t in zip(self.mix, tensors, strict=True)]
-        norms = [torch.sqrt((v * v).sum(dim=1) + 1e-8) for _, v in pairs]  # (N, F); smooth at zero
-        gates = self.gates(silu(self.hidden(torch.cat([s, *norms], dim=-1)))).split(self.features, dim=-1)
-        s = s + gates[0]
-        for gate, (u, v) in zip(gates[1:], pairs, strict=False):
-            s = s + gate * (u * v).sum(dim=1)
+        norms = [torch.sqrt((v * v).sum(dim=0) + 1e-8) for _, v in pairs]  # (N, F); smooth at zero
+        gates = iter(self.gates(silu(self.hidden(torch.cat([s, *norms], dim=-1)))).split(self.features, dim=-1))
+        invariants = [(u * v).sum(dim=0) for u, v in pairs]
+        updates = [[u] for u, _ in pairs]  # what the tensors of each rank are updated with
+        if len(pairs) == 2:
+            (u_v, v_v), (u_t, v_t) = pairs
+            turned, squared = tensor_times_vector(u_t, v_v), tensor_times_tensor(u_t, v_t)
+            invariants += [(turned * u_v).sum(dim=0), (squared * u_t).sum(dim=0)]
+            if not self.last:
+                updates[0].append(turned)
+                updates[1] += [squared, traceless_product(u_v, v_v)]
+        s = s + next(gates)
+        for invariant in invariants:
+            s = s + next(gates) * invariant
         if self.last:
             return s, [u for u, _ in pairs]
-        rank = len(tensors)
-        new = [t + gates[1 + rank + k][:, None, :] * pairs[k][0] for k, t in enumerate(tensors)]
-        if rank == 2:
-            (u_v, v_v), (u_t, _) = pairs
-            new[0] = new[0] + gates[-2][:, None, :] * tensor_times_vector(u_t, v_v)
-            new[1] = new[1] + gates[-1][:, None, :] * traceless_product(u_v, v_v)
+        new = []
+        for t, terms in zip(tensors, updates, strict=True):
+            for term in terms:
+                t = t + next(gates) * term
+            new.append(t)
         return s, new
 
 
@@ -101,9 +114,9 @@ def second_harmonics(r: Tensor) -> Tensor:
 
 
 def traceless_product(a: Tensor, b: Tensor) -> Tensor:
-    """(N, 3, F), (N, 3, F) → (N, 5, F): symmetric traceless part of a ⊗ b, in the basis of `second_harmonics`."""
-    ax, ay, az = a[:, 0], a[:, 1], a[:, 2]
-    bx, by, bz = b[:, 0], b[:, 1], b[:, 2]
+    """(3, N, F), (3, N, F) → (5, N, F): symmetric traceless part of a ⊗ b, in the basis of `second_harmonics`."""
+    ax, ay, az = a[0], a[1], a[2]
+    bx, by, bz = b[0], b[1], b[2]
     half = 0.5 * SQRT3
     return torch.stack(
         [
@@ -113,23 +126,36 @@ def traceless_product(a: Tensor, b: Tensor) -> Tensor:
             half * (ax * bz + az * bx),
             half * (ax * bx - ay * by),
         ],
-        dim=1,
+        dim=0,
     )
 
 
 def tensor_times_vector(t: Tensor, v: Tensor) -> Tensor:
-    """(N, 5, F), (N, 3, F) → (N, 3, F): the matrix with components `t` in the basis of `second_harmonics` times v."""
-    xy, yz, zz, xz, xx_yy = (t[:, k] for k in range(5))
-    x, y, z = v[:, 0], v[:, 1], v[:, 2]
+    """(5, N, F), (3, N, F) → (3, N, F): the matrix with components `t` in the basis of `second_harmonics` times v."""
+    xx, yy, zz, xy, yz, xz = _matrix(t)
+    x, y, z = v[0], v[1], v[2]
+    return torch.stack([xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z], dim=0)
+
+
+def tensor_times_tensor(t: Tensor, u: Tensor) -> Tensor:
+    """(5, N, F), (5, N, F) → (5, N, F): traceless part of T·U + U·T, in the basis of `second_harmonics`."""
+    t_xx, t_yy, t_zz, t_xy, t_yz, t_xz = _matrix(t)
+    u_xx, u_yy, u_zz, u_xy, u_yz, u_xz = _matrix(u)
+    xx = t_xx * u_xx + t_xy * u_xy + t_xz * u_xz  # half the diagonal of the sum, whose two terms are equal there
+    yy = t_xy * u_xy + t_yy * u_yy + t_yz * u_yz
+    zz = t_xz * u_xz + t_yz * u_yz + t_zz * u_zz
+    xy = t_xx * u_xy + t_xy * (u_yy + u_xx) + t_xz * u_yz + t_yy * u_xy + t_yz * u_xz
+    yz = t_xy * u_xz + t_yy * u_yz + t_yz * (u_zz + u_yy) + t_xz * u_xy + t_zz * u_yz
+    xz = t_xx * u_xz + t_xy * u_yz + t_xz * (u_zz + u_xx) + t_yz * u_xy + t_zz * u_xz
+    half = 0.5 * SQRT3
+    return torch.stack([half * xy, half * yz, zz - 0.5 * (xx + yy), half * xz, half * (xx - yy)], dim=0)
+
+
+def _matrix(t: Tensor) -> tuple[Tensor, ...]:
+    """(5, N, F) → xx, yy, zz, xy, yz, xz (N, F) of the matrix it stands for, times √3."""
+    xy, yz, zz, xz, xx_yy = (t[k] for k in range(5))
     third = zz / SQRT3
-    return torch.stack(
-        [
-            (xx_yy - third) * x + xy * y + xz * z,
-            xy * x - (xx_yy + third) * y + yz * z,
-            xz * x + yz * y + 2.0 * third * z,
-        ],
-        dim=1,
-    )
+    return xx_yy - third, -(xx_yy + third), 2.0 * third, xy, yz, xz
 
 
 class PaiNN(Potential):
@@ -220,7 +246,7 @@ class PaiNN(Potential):
         s = s + charge[:, None] * self.charge_embedding(species)
         s = s + (multiplicity[:, None] - 1.0) * self.spin_embedding(species)
         harmonics = [directions, second_harmonics(directions)][: self.rank]
-        tensors: list[Tensor] = []  # vectors (N, 3, F) and rank-two tensors (N, 5, F)
+        tensors: list[Tensor] = []  # vectors (3, N, F) and rank-two tensors (5, N, F)
         for message, update in zip(self.messages, self.updates, strict=True):
             s, tensors = message(s, tensors, basis, harmonics, edges)
             s, tensors = update(s, tensors)
@@ -231,5 +257,5 @@ class PaiNN(Potential):
         if not self._hyperparameters["charges"]:
             return AtomicTerms(energies)
         return AtomicTerms(
-            energies, charges=self.charge_readout(s).squeeze(-1), dipoles=self.dipole_readout(tensors[0]).squeeze(-1)
+            energies, charges=self.charge_readout(s).squeeze(-1), dipoles=self.dipole_readout(tensors[0]).squeeze(-1).T
         )

@@ -16,7 +16,13 @@ from potentials import MorsePotential, RepulsivePotential
 from distillase.ase_calcs.calculator import PotentialCalculator
 from distillase.ase_calcs.graph import AtomGraph, batch_graphs
 from distillase.ase_calcs.neighbors import graph_from_atoms
-from distillase.ase_calcs.painn import PaiNN
+from distillase.ase_calcs.painn import (
+    PaiNN,
+    second_harmonics,
+    tensor_times_tensor,
+    tensor_times_vector,
+    traceless_product,
+)
 
 ALL = ("energy", "forces", "stress", "charges", "dipole")
 
@@ -314,6 +320,39 @@ def test_what_repels_has_positive_pressure_and_so_negative_ase_stress(potential_
     squeezed.calc = atoms.calc
     squeezed.set_cell(atoms.cell.array * 0.95, scale_atoms=True)
     assert squeezed.get_stress()[:3].sum() < stress[:3].sum()
+
+
+def traceless(matrices):
+    return matrices - np.trace(matrices, axis1=-2, axis2=-1)[..., None, None] / 3 * np.eye(3)
+
+
+def components(matrices):
+    """Symmetric traceless (…, 3, 3), times √3 → (5, …), by what `second_harmonics` of a⊗a is."""
+    m = np.sqrt(3.0) * matrices
+    return np.stack([m[..., 0, 1], m[..., 1, 2], 0.5 * np.sqrt(3) * m[..., 2, 2], m[..., 0, 2],
+                     0.5 * (m[..., 0, 0] - m[..., 1, 1])])  # fmt: skip
+
+
+def test_tensor_products_are_those_of_matrices():
+    rng = np.random.default_rng(1)
+    a, b, c, d, v = rng.normal(size=(5, 4, 3))
+
+    def outer(x, y):
+        return 0.5 * (x[:, :, None] * y[:, None, :] + y[:, :, None] * x[:, None, :])
+
+    def column(x):  # (atoms, 3) → (3, atoms, one feature)
+        return torch.from_numpy(x.T[:, :, None].copy())
+
+    t, u = traceless(outer(a, b)), traceless(outer(c, d))
+    made_t, made_u = traceless_product(column(a), column(b)), traceless_product(column(c), column(d))
+    np.testing.assert_allclose(made_t[..., 0], components(t), atol=1e-13)
+    a /= np.linalg.norm(a, axis=1, keepdims=True)
+    np.testing.assert_allclose(second_harmonics(torch.from_numpy(a)).T, components(traceless(outer(a, a))), atol=1e-13)
+    np.testing.assert_allclose(
+        tensor_times_vector(made_t, column(v))[..., 0].T, np.sqrt(3) * np.einsum("nij,nj->ni", t, v), atol=1e-13
+    )
+    product = traceless(t @ u + u @ t)
+    np.testing.assert_allclose(tensor_times_tensor(made_t, made_u)[..., 0], 1.5 * components(product), atol=1e-13)
 
 
 def test_voigt_order_is_xx_yy_zz_yz_xz_xy():

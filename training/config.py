@@ -5,17 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..ase_calcs.errors import InputError
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise InputError(f"`{name}` is {value}; it must be at least {least:g}.")
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise InputError(f"`{name}` is {value}; it must be greater than zero.")
+from ..ase_calcs.errors import InputError, check_at_least, check_positive
 
 
 @dataclass(frozen=True)
@@ -54,8 +44,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("features", "layers", "n_basis", "rank"):
-            _at_least(f"model.{name}", getattr(self, name), 1)
-        _positive("model.cutoff", self.cutoff)
+            check_at_least(f"model.{name}", getattr(self, name), 1)
+        check_positive("model.cutoff", self.cutoff)
 
 
 @dataclass(frozen=True)
@@ -76,8 +66,8 @@ class SplitConfig:
     test: float = 0.1
 
     def __post_init__(self) -> None:
-        _positive("split.validation", self.validation)
-        _positive("split.test", self.test)
+        check_positive("split.validation", self.validation)
+        check_positive("split.test", self.test)
         if self.validation + self.test >= 1:
             raise InputError(
                 f"`split.validation` and `split.test` are {self.validation} and {self.test}; together they must leave "
@@ -118,11 +108,11 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("forces", "energy", "angle", "stress", "charges", "dipole"):
-            _at_least(f"training.loss.{name}", getattr(self, name), 0.0)
+            check_at_least(f"training.loss.{name}", getattr(self, name), 0.0)
         if self.forces + self.energy + self.stress == 0:
             raise InputError("`training.loss` has no weight on forces, energy or stress: nothing would be learned.")
-        _positive("training.loss.huber_delta", self.huber_delta)
-        _positive("training.loss.angle_threshold", self.angle_threshold)
+        check_positive("training.loss.huber_delta", self.huber_delta)
+        check_positive("training.loss.angle_threshold", self.angle_threshold)
 
 
 @dataclass(frozen=True)
@@ -145,7 +135,7 @@ class TrainConfig:
     lr
         Highest learning rate.
     optimizer
-        ``adamw`` from torch, ``adabelief`` or ``yogi`` from `pytorch-optimizer`.
+        ``muon`` (orthogonalized steps), ``adamw`` from torch, ``adabelief`` or ``yogi`` from `pytorch-optimizer`.
     weight_decay
         Decoupled.
     schedule
@@ -182,7 +172,7 @@ class TrainConfig:
     batch_frames: int = 4
     accumulate: int = 1
     lr: float = 4e-3
-    optimizer: Literal["adamw", "adabelief", "yogi"] = "adamw"
+    optimizer: Literal["muon", "adamw", "adabelief", "yogi"] = "muon"
     weight_decay: float = 0.0
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup_steps: int = 100
@@ -202,12 +192,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.minutes is not None:
-            _positive("training.minutes", self.minutes)
+            check_positive("training.minutes", self.minutes)
         for name in ("max_epochs", "batch_edges", "batch_frames", "accumulate", "validate_every", "plateau_patience"):
-            _at_least(f"training.{name}", getattr(self, name), 1)
+            check_at_least(f"training.{name}", getattr(self, name), 1)
         for name in ("weight_decay", "warmup_steps", "clip", "early_stop", "threads", "checkpoint_seconds"):
-            _at_least(f"training.{name}", getattr(self, name), 0)
-        _positive("training.lr", self.lr)
+            check_at_least(f"training.{name}", getattr(self, name), 0)
+        check_positive("training.lr", self.lr)
         if not 0 <= self.ema < 1:
             raise InputError(f"`training.ema` is {self.ema}; it must be at least 0 and below 1.")
         if not 0 <= self.lr_final <= 1:

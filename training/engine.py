@@ -83,11 +83,13 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         counts = torch.stack([self.task.counts(batch) for batch in batches]).sum(dim=0).to(self.device)
         total = torch.zeros_like(counts)
+        trained = [p for p in self.task.parameters() if p.requires_grad]
         for batch in batches:
             loss, sums = self._forward(batch.to(self.device).tensors(), counts)
-            loss.backward()
+            # Forces are differentiated with respect to edge vectors. The loss need not be, which saves a part of it.
+            loss.backward(inputs=trained)
             total += sums
-        parameters = [p for p in self.task.parameters() if p.grad is not None]
+        parameters = [p for p in trained if p.grad is not None]
         largest = self.config.clip if self.config.clip > 0 else math.inf
         norm = float(nn.utils.clip_grad_norm_(parameters, largest))
         if not (math.isfinite(norm) and math.isfinite(float(total[INDEX["loss"]]))):

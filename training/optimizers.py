@@ -10,18 +10,23 @@ from torch import nn
 
 from ..ase_calcs.errors import require
 from .config import TrainConfig
+from .muon import Muon
 
 
 def make_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer a recipe names; weight decay applies to matrices, not to biases and embeddings.
+    """The optimizer a recipe names; weight decay applies to the matrices of linear layers.
 
     AdaBelief (Zhuang et al., NeurIPS 2020) and Yogi (Zaheer et al., NeurIPS 2018) come from `pytorch-optimizer`.
     """
     embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     trained = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]
-    others = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    # A readout to a single number is a vector: it has no directions to orthogonalize.
+    matrices = [p for p in trained if p.ndim == 2 and min(p.shape) > 1 and id(p) not in embeddings]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in trained if id(p) not in chosen]
+    if config.optimizer == "muon":
+        return Muon(matrices, others, lr=config.lr, weight_decay=config.weight_decay)
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     library: Any = require("pytorch_optimizer", extra="train", purpose=f"train with `optimizer: {config.optimizer}`")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,6 +96,7 @@ def train(
     progress = progress or SilentProgress()
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     threads = torch.get_num_threads()
     if training.threads:
         torch.set_num_threads(training.threads)
@@ -153,6 +156,20 @@ def _train(
     _write_json(run_dir / SPLITS, {name: indices.tolist() for name, indices in parts.items()})
     remove_checkpoints(run_dir)
     return TrainResult(path, metrics, parts, state.epoch, state.step, state.seconds)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator to keep what is freed for the next step; elsewhere nothing happens.
+
+    Every step allocates the same tens of megabytes. Left alone, glibc hands them back to the kernel and takes them
+    again, page by page: 2 000 page faults a step, and 10 to 20 % of its time on two cores of an EPYC.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mmap_threshold, trim_threshold, top_pad = -3, -1, -2  # malloc.h
+        mallopt(mmap_threshold, 32 << 20)  # the largest value glibc takes
+        mallopt(trim_threshold, 1 << 30)
+        mallopt(top_pad, 64 << 20)
 
 
 def prepare_potential(model: ModelConfig, elements: tuple[int, ...], table: FrameTable, *, seed: int) -> Potential:

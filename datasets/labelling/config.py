@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ...ase_calcs.errors import InputError
+from ...ase_calcs.errors import InputError, check_at_least, check_positive
 from ...ase_calcs.teachers import parse_teacher, teacher_settings, teacher_version
 
 
@@ -58,11 +58,9 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_force", "timeout_s", "batch_seconds"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"`{name}` must be greater than 0, not {getattr(self, name)}.")
+            check_positive(name, getattr(self, name))
         for name in ("workers", "crash_retries", "min_distance"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"`{name}` must be 0 or greater, not {getattr(self, name)}.")
+            check_at_least(name, getattr(self, name), 0)
         if self.calculator not in ("reused", "fresh"):
             raise InputError(f"`calculator` is `{self.calculator}`; allowed are `reused` and `fresh`.")
         if self.scheduler != "local" and "://" not in self.scheduler:

@@ -112,6 +112,9 @@ def _local_scheduler() -> Iterator[tuple[str, Any]]:
     import dask
     from distributed import Client, LocalCluster
 
+    # A worker that ends while a message is under way is worth a traceback to dask ("info", after the cluster is closed
+    # and its silence over); to whoever labels it is how every run ends.
+    logging.getLogger("distributed.batched").setLevel(logging.WARNING)
     with dask.config.set(QUIET_DASK):  # read while these are made, and put back afterwards
         cluster = LocalCluster(
             n_workers=0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...ase_calcs.errors import InputError
+from ...ase_calcs.errors import InputError, check_at_least, check_positive
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class MDConfig:
     def __post_init__(self) -> None:
         _whole(self, "n_frames", "equilibration", at_least=0)
         _whole(self, "replicas", "stride", at_least=1)
-        _positive(self, "timestep", "friction", "max_force")
+        for name in ("timestep", "friction", "max_force"):
+            check_positive(name, getattr(self, name))
         _temperatures(self, "temperatures_K")
         _surface(self)
         if self.timestep > 2.0:
@@ -101,11 +102,11 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         _whole(self, "conformers", "rattled", "normal_modes", "select", at_least=0)
-        _positive(self, "rattle_sigma", "mode_floor")
+        for name in ("rattle_sigma", "mode_floor"):
+            check_positive(name, getattr(self, name))
         _temperatures(self, "mode_temperatures_K")
         for name in ("min_distance", "dedup_rmsd", "conformer_rmsd"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"`{name}` is {getattr(self, name)!r}; it must be 0 or more.")
+            check_at_least(name, getattr(self, name), 0)
         _surface(self, "mode_surface")
 
 
@@ -114,13 +115,6 @@ def _whole(config: Any, *names: str, at_least: int) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
             raise InputError(f"`{name}` is {value!r}; it must be a whole number, {at_least} or more.")
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not value > 0 or value == float("inf"):
-            raise InputError(f"`{name}` is {value!r}; it must be a number above 0.")
 
 
 def _temperatures(config: Any, name: str) -> None:
