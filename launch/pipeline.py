@@ -124,7 +124,19 @@ def distill(run: Run) -> Path:
     """All stages; returns the report."""
     dataset = label(run, prepare(run))
     model = train_student(run, dataset)
+    _compile_student(run, model)
     return validate(run, model, dataset, read_splits(run.folder))
+
+
+def _compile_student(run: Run, model: Path) -> None:
+    """Leave the package beside the model that calculators find, where the training step was compiled too."""
+    from ..ase_calcs.calculator import PotentialCalculator
+    from ..training.engine import wants_compilation
+
+    if not wants_compilation(run.recipe.training):
+        return
+    run.progress.say("compiling the student for MD (about a minute; once for every model and processor)")
+    PotentialCalculator(model, compile="on")
 
 
 def prepare(run: Run) -> Path:

@@ -1,0 +1,25 @@
+"""Dynamics on a teacher's surface that call the teacher once every k steps."""
+
+from .mts import MTSLangevin, MTSVelocityVerlet
+from .resonance import Resonance, resonance
+from .temperatures import (
+    ModeHeating,
+    ReferenceTemperatures,
+    TemperatureMonitor,
+    element_temperatures,
+    reference_temperatures,
+    repartition_hydrogen_mass,
+)
+
+__all__ = [
+    "MTSLangevin",
+    "MTSVelocityVerlet",
+    "ModeHeating",
+    "ReferenceTemperatures",
+    "Resonance",
+    "TemperatureMonitor",
+    "element_temperatures",
+    "reference_temperatures",
+    "repartition_hydrogen_mass",
+    "resonance",
+]
