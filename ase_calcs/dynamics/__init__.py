@@ -1,5 +1,6 @@
 """Dynamics on a teacher's surface that call the teacher once every k steps."""
 
+from .hmc import SelfLearningHMC, effective_sample_size
 from .mts import MTSLangevin, MTSVelocityVerlet
 from .resonance import Resonance, resonance
 from .temperatures import (
@@ -17,7 +18,9 @@ __all__ = [
     "ModeHeating",
     "ReferenceTemperatures",
     "Resonance",
+    "SelfLearningHMC",
     "TemperatureMonitor",
+    "effective_sample_size",
     "element_temperatures",
     "reference_temperatures",
     "repartition_hydrogen_mass",
