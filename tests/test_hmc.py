@@ -15,7 +15,7 @@ from ase.calculators.morse import MorsePotential
 from ase.cluster import Icosahedron
 from ase.constraints import FixAtoms, FixBondLength
 
-from distillase.ase_calcs.dynamics import SelfLearningHMC, effective_sample_size
+from distillase.ase_calcs.dynamics import ReplicaExchangeHMC, SelfLearningHMC, effective_sample_size
 from distillase.ase_calcs.errors import InputError
 
 FS = units.fs
@@ -246,3 +246,48 @@ def test_effective_sample_size_of_a_known_chain() -> None:
         x[k] = rho * x[k - 1] + noise[k]
     assert effective_sample_size(x) == pytest.approx(n * (1 - rho) / (1 + rho), rel=0.1)
     assert effective_sample_size(rng.normal(size=n)) == pytest.approx(n, rel=0.05)
+
+
+class Batched(Surface):
+    """A student that takes all replicas at once."""
+
+    batches = 0
+
+    def calculate_many(self, structures: list[Atoms], properties: list[str]) -> list[dict]:
+        self.batches += 1
+        return [{"forces": self.get_forces(atoms)} for atoms in structures]
+
+
+@pytest.mark.parametrize("kind", [Surface, Batched])
+def test_exchanges_cross_a_barrier_and_every_temperature_keeps_its_distribution(kind: type[Surface]) -> None:
+    barrier, tilt = 6.0, 0.5  # k_B · 300 K
+    teacher, wrong = Surface(double_well(barrier, tilt)), kind(double_well(5.0, 0.0))
+    temperatures = [300.0, 500.0, 900.0, 1500.0]
+    sampler = ReplicaExchangeHMC(
+        [Atoms("H", [(-1.0, 0.0, 0.0)])] * 4, 2.5 * FS, teacher=teacher, student=wrong, length=8,
+        temperatures_K=temperatures, fixcm=False, rng=11,
+    )  # fmt: skip
+    sampler.run(50)
+    x = np.array([[a.positions[0, 0] for a in sampler.replicas] for _ in sampler.irun(3000)])
+    for i, temperature in enumerate(temperatures):
+        scale = T / temperature
+        for value in (lambda x: (x > 0) * 1.0, lambda x: x * x):
+            expected = expectation(
+                lambda x, y, scale=scale: (scale * double_well(barrier, tilt)(x, y)[0],), lambda x, y, v=value: v(x)
+            )
+            chain = value(x[:, i])
+            assert abs(chain.mean() - expected) < 5 * error_of_mean(chain), temperature
+    assert effective_sample_size(x[:, 0]) > 50, "300 K alone would stay in its well"
+    assert sampler.teacher_calls == teacher.calls == 4 * 3051
+    assert (sampler.exchange_rate > 0.2).all()
+    if kind is Batched:
+        assert wrong.batches == 3050 * 9
+
+
+def test_replicas_must_fit() -> None:
+    water = molecule("H2O")
+    settings = {"teacher": EMT(), "student": EMT(), "length": 5}
+    with pytest.raises(InputError, match="2 replicas and 1 temperatures"):
+        ReplicaExchangeHMC([water, water], 0.5 * FS, temperatures_K=[300], **settings)
+    with pytest.raises(InputError, match="same atoms"):
+        ReplicaExchangeHMC([water, molecule("CO2")], 0.5 * FS, temperatures_K=[300, 400], **settings)

@@ -191,9 +191,7 @@ def test_langevin_with_a_fixed_centre_of_mass_heats_the_other_degrees_of_freedom
     atoms = wells(n=4)
     atoms.calc = Wells(0.0)  # free particles
     Stationary(atoms)
-    dyn = MTSLangevin(
-        atoms, 1.0 * FS, inner=Wells(0.0), k=1, temperature_K=300.0, friction=0.2 / FS, rng=3
-    )
+    dyn = MTSLangevin(atoms, 1.0 * FS, inner=Wells(0.0), k=1, temperature_K=300.0, friction=0.2 / FS, rng=3)
     kinetic = [atoms.get_kinetic_energy() for _ in dyn.irun(20000)]
     np.testing.assert_allclose(atoms.get_momenta().sum(axis=0), 0.0, atol=1e-12)
     blocks = np.array(kinetic[:20000]).reshape(40, 500).mean(axis=1) / (1.5 * units.kB)  # K · (N − 1)

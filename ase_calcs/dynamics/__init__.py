@@ -2,6 +2,7 @@
 
 from .hmc import SelfLearningHMC, effective_sample_size
 from .mts import MTSLangevin, MTSVelocityVerlet
+from .replicas import ReplicaExchangeHMC
 from .resonance import Resonance, resonance
 from .temperatures import (
     ModeHeating,
@@ -17,6 +18,7 @@ __all__ = [
     "MTSVelocityVerlet",
     "ModeHeating",
     "ReferenceTemperatures",
+    "ReplicaExchangeHMC",
     "Resonance",
     "SelfLearningHMC",
     "TemperatureMonitor",

@@ -1,7 +1,8 @@
-"""One registry of teachers: `gfn2-xtb`, `mmff94`, or `module:Class?key=value` for any ASE calculator.
+"""One registry of teachers: `gfn2-xtb`, `mmff94`, `pyscf:PBE/def2-SVP`, or any ASE calculator as `module:Class`.
 
 >>> parse_teacher("gfn2-xtb?accuracy=0.01&electronic_temperature=500")
 >>> make_teacher("gfn2-xtb", charge=1)
+>>> make_teacher("pyscf:PBE/def2-SVP?grid=4")
 >>> make_teacher("ase.calculators.emt:EMT?asap_cutoff=True")
 """
 
@@ -44,7 +45,12 @@ class TeacherSpec:
     @property
     def builtin(self) -> bool:
         """Whether distillase brings this teacher, as opposed to ``module:Class``."""
-        return self.name in _BUILTIN
+        return self.family in _BUILTIN
+
+    @property
+    def family(self) -> str:
+        """The name without method and basis: ``"pyscf"`` of ``"pyscf:PBE/def2-SVP"``."""
+        return "pyscf" if self.name.startswith("pyscf:") else self.name
 
     def __str__(self) -> str:
         """The canonical name: options sorted by key, so that equal teachers are spelt the same."""
@@ -57,6 +63,7 @@ class _BuiltIn:
     """A teacher that distillase brings; `factory(options, charge, multiplicity, smiles)` makes a calculator."""
 
     distribution: str
+    extra: str
     defaults: Mapping[str, Any]
     factory: Callable[[Mapping[str, Any], int, int, str], Calculator]
 
@@ -76,6 +83,12 @@ def _make_mmff94(options: Mapping[str, Any], charge: int, multiplicity: int, smi
     return MMFF94Calculator(charge=charge, multiplicity=multiplicity, smiles=smiles, **options)
 
 
+def _make_pyscf(options: Mapping[str, Any], charge: int, multiplicity: int, smiles: str) -> Calculator:
+    from .dft import PySCFCalculator
+
+    return PySCFCalculator(charge=charge, multiplicity=multiplicity, **options)
+
+
 _XTB_DEFAULTS: dict[str, Any] = {
     "accuracy": 0.1,
     "electronic_temperature": 300.0,
@@ -86,16 +99,27 @@ _XTB_DEFAULTS: dict[str, Any] = {
     "guess": "cold",
 }
 
+_PYSCF_DEFAULTS: dict[str, Any] = {
+    "density_fit": True,
+    "grid": 3,
+    "tolerance": 1e-9,
+    "max_cycle": 100,
+    "dispersion": None,
+    "guess": "cold",
+    "device": "auto",
+}
+
 _BUILTIN: dict[str, _BuiltIn] = {
-    "gfn1-xtb": _BuiltIn("tblite", _XTB_DEFAULTS, _make_xtb("GFN1-xTB")),
-    "gfn2-xtb": _BuiltIn("tblite", _XTB_DEFAULTS, _make_xtb("GFN2-xTB")),
-    "mmff94": _BuiltIn("rdkit", {"variant": "MMFF94", "topology": "each"}, _make_mmff94),
+    "gfn1-xtb": _BuiltIn("tblite", "xtb", _XTB_DEFAULTS, _make_xtb("GFN1-xTB")),
+    "gfn2-xtb": _BuiltIn("tblite", "xtb", _XTB_DEFAULTS, _make_xtb("GFN2-xTB")),
+    "mmff94": _BuiltIn("rdkit", "train", {"variant": "MMFF94", "topology": "each"}, _make_mmff94),
+    "pyscf": _BuiltIn("pyscf", "dft", _PYSCF_DEFAULTS, _make_pyscf),
 }
 
 
 def teacher_names() -> list[str]:
-    """Names of the built-in teachers, sorted."""
-    return sorted(_BUILTIN)
+    """Names of the built-in teachers, sorted; PySCF's stands for all its methods."""
+    return sorted("pyscf:METHOD/BASIS" if name == "pyscf" else name for name in _BUILTIN)
 
 
 def parse_teacher(name: str) -> TeacherSpec:
@@ -114,12 +138,15 @@ def parse_teacher(name: str) -> TeacherSpec:
     """
     base, _, query = name.strip().partition("?")
     options = _parse_options(query, name)
-    if base in _BUILTIN:
-        allowed = _BUILTIN[base].defaults
+    spec = TeacherSpec(base, options)
+    if spec.family == "pyscf":
+        _method_and_basis(base)
+    if spec.builtin:
+        allowed = _BUILTIN[spec.family].defaults
         for key in options:
             if key not in allowed:
                 raise InputError(f"Teacher `{base}` has no option `{key}`{did_you_mean(key, allowed)}")
-        return TeacherSpec(base, options)
+        return spec
     module, colon, cls = base.partition(":")
     if colon and all(part.isidentifier() for part in (*module.split("."), *cls.split("."))):
         return TeacherSpec(base, options)
@@ -127,6 +154,16 @@ def parse_teacher(name: str) -> TeacherSpec:
         raise InputError(f"Teacher `{base}` should read `module:Class`, e.g. `ase.calculators.emt:EMT`.")
     hint = did_you_mean(base.lower(), _BUILTIN)
     raise InputError(f"Unknown teacher `{base}`{hint} Any ASE calculator can be named as `module:Class?key=value`.")
+
+
+def _method_and_basis(name: str) -> tuple[str, str]:
+    """``pyscf:PBE/def2-SVP`` → ``PBE``, ``def2-SVP``."""
+    method, slash, basis = name.partition(":")[2].partition("/")
+    if not (slash and method.strip() and basis.strip()):
+        raise InputError(
+            f"Teacher `{name}` should read `pyscf:METHOD/BASIS`, e.g. `pyscf:PBE/def2-SVP` or `pyscf:HF/6-31G*`."
+        )
+    return method.strip(), basis.strip()
 
 
 def _parse_options(query: str, name: str) -> dict[str, Any]:
@@ -157,7 +194,7 @@ def _parse_value(key: str, text: str) -> Any:
 def teacher_settings(name: str) -> dict[str, Any]:
     """Every setting of a teacher with defaults filled in, JSON-ready, for provenance and for hashing."""
     spec = parse_teacher(name)
-    defaults = _BUILTIN[spec.name].defaults if spec.builtin else {}
+    defaults = _BUILTIN[spec.family].defaults if spec.builtin else {}
     settings = {**defaults, **spec.options}
     return {key: value if _is_json(value) else repr(value) for key, value in sorted(settings.items())}
 
@@ -200,7 +237,10 @@ def make_teacher(name: str, charge: int = 0, multiplicity: int = 1, *, smiles: s
     """
     spec = parse_teacher(name)
     if spec.builtin:
-        return _BUILTIN[spec.name].factory(spec.options, int(charge), int(multiplicity), smiles)
+        options = dict(spec.options)
+        if spec.family == "pyscf":
+            options["method"], options["basis"] = _method_and_basis(spec.name)
+        return _BUILTIN[spec.family].factory(options, int(charge), int(multiplicity), smiles)
     return _make_from_module(spec, int(charge), int(multiplicity))
 
 
@@ -276,11 +316,12 @@ def teacher_version(name: str) -> str:
     """Package and version behind a teacher, e.g. ``"tblite 0.8.0"``, for provenance. Does not make the teacher."""
     spec = parse_teacher(name)
     if spec.builtin:
-        distribution = _BUILTIN[spec.name].distribution
+        builtin = _BUILTIN[spec.family]
+        distribution = builtin.distribution
         try:
             return f"{distribution} {metadata.version(distribution)}"
         except metadata.PackageNotFoundError:
-            module = require(distribution, extra="xtb" if distribution == "tblite" else "train", purpose="make labels")
+            module = require(distribution, extra=builtin.extra, purpose="make labels")
             return f"{distribution} {getattr(module, '__version__', 'of unknown version')}"
     top = spec.name.partition(":")[0].partition(".")[0]
     for distribution in metadata.packages_distributions().get(top, []):
