@@ -52,7 +52,7 @@ def test_forces_are_the_gradient_of_the_energy(method: str) -> None:
     calculator = PySCFCalculator(method, "STO-3G", density_fit=method == "HF", grid=6, tolerance=1e-11)
     atoms = water(calculator)
     forces = atoms.get_forces()
-    h = 2e-3
+    h = 5e-4
     energies = []
     for sign in (1, -1):
         atoms.positions[1, 0] = WATER.positions[1, 0] + sign * h

@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 from ase.constraints import FixAtoms
-from ase.md.md import MolecularDynamics
 
 from ..errors import InputError, check_positive
 from .remember import Remembering
-from .restart import RestartFile
+from .restart import RestartableDynamics
 
 
-class SelfLearningHMC(MolecularDynamics):
+class SelfLearningHMC(RestartableDynamics):
     """The teacher's canonical ensemble, one teacher energy per trajectory of the student.
 
     >>> atoms.calc = make_teacher("gfn2-xtb")
@@ -122,10 +121,7 @@ class SelfLearningHMC(MolecularDynamics):
         if np.any(self._masses[self._free] <= 0):
             raise InputError("An atom has no mass; give every atom one.")
         self._refuse_forgetful_student()
-        self._restart = None if restart is None else RestartFile(restart)
-        if self._restart is not None:
-            self._resume(self._restart)
-            self.attach(self.save_restart, interval=restart_interval)
+        self._use_restart_file(restart, restart_interval)
 
     # -- what is on record --------------------------------------------------------------------------------------------
 
@@ -273,56 +269,19 @@ class SelfLearningHMC(MolecularDynamics):
 
     # -- restarts -----------------------------------------------------------------------------------------------------
 
-    def irun(self, steps: int = 50) -> Any:
-        """As `MolecularDynamics.irun`; a run that comes to its end leaves its restart file up to date."""
-        yield from super().irun(steps)
-        if self._restart is not None:
-            self.save_restart()
+    def _snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        names = ("length", "dt", "time", "moves", "accepted")
+        return {"differences": np.array(self.differences)}, {name: getattr(self, name) for name in names}
 
-    def save_restart(self) -> None:
-        """Write the restart file now."""
-        if self._restart is None:
-            raise InputError('There is no restart file: give `restart="run.npz"` when the sampler is made.')
-        arrays = {
-            "numbers": self.atoms.numbers,
-            "positions": self.atoms.positions,
-            "momenta": self.atoms.get_momenta(),
-            "differences": np.array(self.differences),
-        }
-        state = {
-            "nsteps": self.nsteps,
-            "settings": self._settings(),
-            "length": self.length,
-            "timestep": self.dt,
-            "time": self.time,
-            "moves": self.moves,
-            "accepted": self.accepted,
-            "random": self.rng.bit_generator.state,
-        }
-        self._restart.write(arrays, state)
-
-    def _resume(self, file: RestartFile) -> None:
-        found = file.read(self.atoms.numbers, self._settings())
-        if found is None:
-            return
-        arrays, state = found
-        self.atoms.positions = arrays["positions"]
-        self.atoms.set_momenta(arrays["momenta"], apply_constraint=False)
+    def _restore(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         self.differences = arrays["differences"].tolist()
-        self.nsteps, self.moves, self.accepted = (int(state[key]) for key in ("nsteps", "moves", "accepted"))
-        self.length, self.dt, self.time = int(state["length"]), float(state["timestep"]), float(state["time"])
-        if state["random"]["bit_generator"] != type(self.rng.bit_generator).__name__:
-            raise InputError(f"The restart file was written with the generator {state['random']['bit_generator']}.")
-        self.rng.bit_generator.state = state["random"]
+        self.length, self.moves, self.accepted = (int(state[name]) for name in ("length", "moves", "accepted"))
+        self.dt, self.time = float(state["dt"]), float(state["time"])
 
     def _settings(self) -> dict[str, Any]:
-        """What must be the same for a restart; length and step may have been found in a burn-in."""
-        return {
-            "class": type(self).__name__,
-            "temperature_K": self.temperature_K,
-            "persistence": self.persistence,
-            "fixcm": self.fixcm,
-        }
+        # Length and step may have been found in a burn-in; they come from the file.
+        names = ("temperature_K", "persistence", "fixcm")
+        return super()._settings() | {name: getattr(self, name) for name in names}
 
 
 def effective_sample_size(values: np.ndarray) -> float:

@@ -17,20 +17,19 @@ momentum exactly, and follows the teacher's surface: the student decides only ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.md.md import MolecularDynamics
 
 from ..errors import InputError
-from .restart import RestartFile
+from .restart import RestartableDynamics
 
 
-class MultipleTimeStep(MolecularDynamics):
+class MultipleTimeStep(RestartableDynamics):
     """What `MTSVelocityVerlet` and `MTSLangevin` share: levels of forces, their due times, restarts."""
 
     def __init__(
@@ -65,10 +64,7 @@ class MultipleTimeStep(MolecularDynamics):
         self.student_calls = [0 for _ in students]
         self._held: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         super().__init__(atoms, timestep, **kwargs)
-        self._restart = None if restart is None else RestartFile(restart)
-        if self._restart is not None:
-            self._resume(self._restart)
-            self.attach(self.save_restart, interval=restart_interval)
+        self._use_restart_file(restart, restart_interval)
 
     @property
     def inner_timestep(self) -> float:
@@ -142,51 +138,17 @@ class MultipleTimeStep(MolecularDynamics):
         """One outer step."""
         raise NotImplementedError
 
-    def irun(self, steps: int = 50) -> Iterator[bool]:
-        """As `MolecularDynamics.irun`; a run that comes to its end leaves its restart file up to date."""
-        yield from super().irun(steps)
-        if self._restart is not None:
-            self.save_restart()
+    # What a restart file holds besides.
 
-    # -- restarts ---------------------------------------------------------------------------------------------------
+    def _snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        return ({} if self._held is None else {"forces": self._held[2]}), {}
 
-    def save_restart(self) -> None:
-        """Write the restart file now."""
-        if self._restart is None:
-            raise InputError('There is no restart file: give `restart="run.npz"` when the dynamics is made.')
-        arrays = {
-            "numbers": self.atoms.numbers,
-            "positions": self.atoms.positions,
-            "momenta": self.atoms.get_momenta(),
-            "cell": self.atoms.cell.array,
-        }
-        if self._held is not None:
-            arrays["forces"] = self._held[2]
-        state = {"nsteps": self.nsteps, "settings": self._settings(), "random": self._random_state()}
-        self._restart.write(arrays, state)
-
-    def _resume(self, file: RestartFile) -> None:
-        found = file.read(self.atoms.numbers, self._settings())
-        if found is None:
-            return
-        arrays, state = found
-        self.atoms.set_cell(arrays["cell"])
-        self.atoms.positions[:] = arrays["positions"]
-        self.atoms.set_momenta(arrays["momenta"], apply_constraint=False)
-        self.nsteps = int(state["nsteps"])
-        self._set_random_state(state["random"])
+    def _restore(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         if "forces" in arrays:
             self._hold(arrays["forces"])
 
     def _settings(self) -> dict[str, Any]:
-        """What must be the same for a restart."""
-        return {"class": type(self).__name__, "timestep": float(self.dt), "k": self.counts}
-
-    def _random_state(self) -> Any:
-        return None
-
-    def _set_random_state(self, state: Any) -> None:
-        return None
+        return super()._settings() | {"timestep": float(self.dt), "k": self.counts}
 
 
 class MTSVelocityVerlet(MultipleTimeStep):
@@ -311,14 +273,3 @@ class MTSLangevin(MultipleTimeStep):
             "friction": np.asarray(self.friction, dtype=float).tolist(),
             "fixcm": self.fixcm,
         }
-
-    def _random_state(self) -> Any:
-        return self.rng.bit_generator.state
-
-    def _set_random_state(self, state: Any) -> None:
-        if state["bit_generator"] != type(self.rng.bit_generator).__name__:
-            raise InputError(
-                f"The restart file was written with the generator {state['bit_generator']}, this run has "
-                f"{type(self.rng.bit_generator).__name__}. Give `rng` the same kind."
-            )
-        self.rng.bit_generator.state = state

@@ -20,7 +20,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ..errors import InputError, TeacherError, check_positive, require
 from ..units import BOHR, HARTREE
 from .registry import check_electron_count
-from .state import changes
+from .state import changes, refuse_unusable
 
 # How an SCF that does not converge is tried again, in this order.
 LADDER = ("as asked", "level shift and damping", "second order")
@@ -160,12 +160,9 @@ class PySCFCalculator(Calculator):
     def _converged(self, atoms: Atoms) -> Any:
         """A converged mean field for these atoms."""
         self.results = {}
-        if len(atoms) == 0:
-            raise TeacherError("There are no atoms.")
-        if atoms.pbc.any():
-            raise TeacherError("The atoms are periodic; this teacher computes molecules. Set `atoms.pbc = False`.")
-        if not np.isfinite(atoms.positions).all():
-            raise TeacherError("Positions contain NaN or infinity.")
+        refuse_unusable(
+            atoms, periodic="The atoms are periodic; this teacher computes molecules. Set `atoms.pbc = False`."
+        )
         check_electron_count(atoms.numbers, self.charge, self.multiplicity)
         molecule = self._molecule(atoms)
         density = self._density if self.guess == "warm" else None

@@ -15,7 +15,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ..errors import InputError, TeacherError, require
 from ..units import KCAL_PER_MOL
 from .registry import check_electron_count
-from .state import changes
+from .state import changes, refuse_unusable
 from .topology import bond_fingerprint, molecule_from_geometry
 
 _PURPOSE = "compute MMFF94 energies"
@@ -107,12 +107,7 @@ class MMFF94Calculator(Calculator):
         self.results = {}
         assert self.atoms is not None  # set by the base class
         atoms = self.atoms
-        if len(atoms) == 0:
-            raise TeacherError("There are no atoms.")
-        if atoms.pbc.any():
-            raise TeacherError("MMFF94 through RDKit has no periodic boundary conditions.")
-        if not np.isfinite(atoms.positions).all():
-            raise TeacherError("Positions contain NaN or infinity.")
+        refuse_unusable(atoms, periodic="MMFF94 through RDKit has no periodic boundary conditions.")
         field, charges = self._field_of(atoms)
         flat = atoms.positions.ravel().tolist()
         energy = field.CalcEnergy(flat) * KCAL_PER_MOL

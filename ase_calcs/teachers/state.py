@@ -1,4 +1,4 @@
-"""What the teachers' calculators share: a lean and exact answer to "has anything changed?"."""
+"""What the teachers' calculators share: what they refuse, and an exact answer to "has anything changed?"."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import TeacherError
+
 if TYPE_CHECKING:
     from ase import Atoms
+
+
+def refuse_unusable(atoms: Atoms, *, periodic: str = "") -> None:
+    """Raise `TeacherError` for no atoms, positions that are not finite and, with a reason given, for periodic atoms."""
+    if len(atoms) == 0:
+        raise TeacherError("There are no atoms.")
+    if periodic and atoms.pbc.any():
+        raise TeacherError(periodic)
+    if not np.isfinite(atoms.positions).all():
+        raise TeacherError("Positions contain NaN or infinity.")
 
 
 def changes(before: Atoms | None, now: Atoms) -> list[str]:

@@ -21,7 +21,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ..errors import InputError, TeacherError, did_you_mean, require
 from ..units import BOHR, HARTREE, KB
 from .registry import check_electron_count
-from .state import changes
+from .state import changes, refuse_unusable
 
 _METHODS = ("GFN1-xTB", "GFN2-xTB")
 _SOLVATION = ("alpb", "gbsa", "gbe", "gb", "ddX")
@@ -158,10 +158,7 @@ class XTBCalculator(Calculator):
             raise TeacherError(f"{self.method} returned an energy or forces that are not finite.")
 
     def _single_point(self, atoms: Atoms) -> Any:
-        if len(atoms) == 0:
-            raise TeacherError("There are no atoms.")
-        if not np.isfinite(atoms.positions).all():
-            raise TeacherError("Positions contain NaN or infinity.")
+        refuse_unusable(atoms)
         system = (atoms.numbers.tobytes(), atoms.pbc.tobytes())
         try:
             if self._engine is None or self._engine_for != system:
