@@ -81,7 +81,8 @@ def test_a_cold_label_does_not_depend_on_the_one_before_it() -> None:
     calculator = hf()
     fresh = hf().get_property("forces", WATER)
     calculator.get_property("forces", other)
-    np.testing.assert_array_equal(calculator.get_property("forces", WATER), fresh)
+    # Two threads add in no fixed order; a warm guess would leave a thousand times more.
+    np.testing.assert_allclose(calculator.get_property("forces", WATER), fresh, atol=1e-10)
     warm = hf(guess="warm")
     warm.get_property("forces", other)
     np.testing.assert_allclose(warm.get_property("forces", WATER), fresh, atol=1e-5)

@@ -44,7 +44,7 @@ class MultipleTimeStep(RestartableDynamics):
         **kwargs: Any,
     ) -> None:
         students = list(inner) if isinstance(inner, (list, tuple)) else [inner]
-        counts = list(k) if isinstance(k, (list, tuple)) else [k]
+        counts: list[Any] = list(k) if isinstance(k, (list, tuple)) else [k]
         if not students or len(students) != len(counts):
             raise InputError(
                 f"`inner` holds {len(students)} calculators and `k` {len(counts)} numbers; give every calculator its k."

@@ -143,7 +143,7 @@ def springs(
     atoms.set_constraint()
     if relax:
         atoms.calc = student
-        LBFGS(atoms, logfile=None).run(fmax=0.01, steps=500)
+        LBFGS(atoms, logfile=None).run(fmax=0.01, steps=500)  # type: ignore[arg-type]  # ASE takes None
     root = np.sqrt(np.repeat(atoms.get_masses(), 3))
     basis = _internal_basis(atoms, root)
     inner = _curvatures(atoms, student, basis, root, delta)
