@@ -59,7 +59,7 @@ class PotentialCalculator(Calculator):
         Total charge in e and spin multiplicity 2S+1 of every structure, or None to read them from the atoms.
     compile
         ``"off"``: the network as it stands. ``"on"``: compiled ahead of time, several times faster on small molecules;
-        the first use compiles for about half a minute, needs a C++ compiler, and leaves a package beside the model
+        the first use compiles for one to two minutes, needs a C++ compiler, and leaves a package beside the model
         file that later uses load in milliseconds. ``"auto"``: that package if it is there, else the network as it
         stands. `compiled` says which it became.
     skin

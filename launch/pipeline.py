@@ -135,7 +135,7 @@ def _compile_student(run: Run, model: Path) -> None:
 
     if not wants_compilation(run.recipe.training):
         return
-    run.progress.say("compiling the student for MD (about a minute; once for every model and processor)")
+    run.progress.say("compiling the student for MD (a minute or two; once for every model and processor)")
     PotentialCalculator(model, compile="on")
 
 

@@ -137,7 +137,7 @@ def test_names_in_the_registry() -> None:
     assert (spec.name, spec.builtin, spec.options) == ("pyscf:B3LYP/6-31G*", True, {"grid": 4, "density_fit": False})
     assert teacher_settings("pyscf:HF/STO-3G?guess=warm")["guess"] == "warm"
     assert teacher_version("pyscf:HF/STO-3G").startswith("pyscf ")
-    teacher = make_teacher("pyscf:HF/STO-3G?density_fit=False", charge=1, multiplicity=2)
+    teacher = make_teacher("pyscf:HF/STO-3G?density_fit=False&device=cpu", charge=1, multiplicity=2)
     assert (teacher.charge, teacher.multiplicity, teacher.runs_on) == (1, 2, "cpu")
 
 
@@ -152,12 +152,18 @@ def test_names_in_the_registry() -> None:
         ("pyscf:PBE/STO-3G?grid=12", "0 to 9"),
         ("pyscf:PBE/STO-3G?guess=lukewarm", "'cold' and 'warm'"),
         ("pyscf:PBE/STO-3G?dispersion=d2", "'d3bj'"),
-        ("pyscf:PBE/STO-3G?device=gpu", "GPU"),
     ],
 )
 def test_wrong_names_and_options_are_refused(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_teacher(name)
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="GPU4PySCF is not installed"):
+        hf(device="gpu")
+    assert hf(device="auto").runs_on == "cpu"
 
 
 def test_dispersion_attracts_what_hartree_fock_repels() -> None:

@@ -289,5 +289,7 @@ def test_replicas_must_fit() -> None:
     settings = {"teacher": EMT(), "student": EMT(), "length": 5}
     with pytest.raises(InputError, match="2 replicas and 1 temperatures"):
         ReplicaExchangeHMC([water, water], 0.5 * FS, temperatures_K=[300], **settings)
+    with pytest.raises(InputError, match="1 or more"):
+        ReplicaExchangeHMC([water], 0.5 * FS, temperatures_K=[300], **{**settings, "length": 2.5})
     with pytest.raises(InputError, match="same atoms"):
         ReplicaExchangeHMC([water, molecule("CO2")], 0.5 * FS, temperatures_K=[300, 400], **settings)

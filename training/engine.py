@@ -122,7 +122,7 @@ class TorchEngine:
 
 
 def wants_compilation(config: TrainConfig) -> bool:
-    """Whether to compile: compilation takes about a minute, so `auto` does it only where training takes many.
+    """Whether to compile: compilation takes a minute or two, so `auto` does it only where training takes many.
 
     Raises
     ------

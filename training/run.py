@@ -140,7 +140,7 @@ def _train(
     task = PotentialTask(potential, training.loss, precision=training.precision)
     fingerprint = _fingerprint(data.content_hash, parts, model, training, seed)
     if training.compile != "off":
-        progress.say("preparing the training step (compiling it takes about a minute where that pays)")
+        progress.say("preparing the training step (compiling it takes a minute or two where that pays)")
     engine = TorchEngine(task, training, tables["train"].batch(np.arange(min(2, len(tables["train"])))))
     loop = TrainLoop(
         engine, tables["train"], tables["validation"], training, run_dir,

@@ -103,7 +103,6 @@ class SelfLearningHMC(RestartableDynamics):
         self.length = int(length)
         self.temperature_K = float(temperature_K)
         self.persistence = float(persistence)
-        self.fixcm = fixcm
         self.rng = rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
         self.teacher = atoms.calc if isinstance(atoms.calc, Remembering) else Remembering(atoms.calc)
         atoms.calc = self.teacher

@@ -134,10 +134,6 @@ class MultipleTimeStep(RestartableDynamics):
             return (atoms.get_positions() - before) * masses / time
         return momenta
 
-    def step(self) -> None:
-        """One outer step."""
-        raise NotImplementedError
-
     # What a restart file holds besides.
 
     def _snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

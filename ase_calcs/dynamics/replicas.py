@@ -80,7 +80,8 @@ class ReplicaExchangeHMC:
         rng: np.random.Generator | int | None = None,
     ) -> None:
         check_positive("timestep", timestep)
-        check_positive("length", length)
+        if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or length < 1:
+            raise InputError(f"`length` is {length!r}; it counts student steps, 1 or more.")
         if len(replicas) != len(temperatures_K) or not len(replicas):
             raise InputError(
                 f"There are {len(replicas)} replicas and {len(temperatures_K)} temperatures; every replica needs one."
