@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,23 @@ GEOMETRY_FIELDS = ("numbers", "positions", "cell", "pbc", "charge", "multiplicit
 
 # Structure, its labels if it has any, and further arrays of the frame if there are any.
 Frame = tuple[Structure, Labels | None] | tuple[Structure, Labels | None, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """Many frames, each field joined: takes a tenth of the time of as many `Frame`.
+
+    Attributes
+    ----------
+    counts
+        (F,) int, atoms of each frame, at least one.
+    columns
+        Every required field and what labels there are, with the shapes of `distillase.datasets.schema` (F frames, A
+        atoms); ``group``, ``origin`` and ``smiles`` as F strings. A label that a frame lacks is NaN throughout.
+    """
+
+    counts: np.ndarray
+    columns: Mapping[str, Any]
 
 
 def h5py_module() -> Any:
@@ -74,7 +92,7 @@ def content_hash(arrays: Mapping[str, Any]) -> str:
 
 def write_dataset(
     path: str | Path,
-    frames: Iterable[Frame],
+    frames: Iterable[Frame | FrameTable],
     *,
     provenance: Mapping[str, Any],
 ) -> Path:
@@ -88,7 +106,8 @@ def write_dataset(
         (structure, labels) pairs, labels None where there are none. A third member may hold further arrays of the
         frame: ``velocities`` (N, 3) Å/fs, ``temperature`` () K, and ``hessian_rows`` (k, 3N) eV/Å² together with
         ``hessian_row_index`` (k,), where row 3a + d is the derivative of the gradient with respect to direction d of
-        atom a. Labels that are None are stored as rows of NaN if other frames have them, else not at all.
+        atom a. Labels that are None are stored as rows of NaN if other frames have them, else not at all. A
+        `FrameTable` may stand for many pairs.
     provenance
         Teacher, version, settings, seed, hash of the source file, …: anything that JSON can hold.
 
@@ -110,6 +129,9 @@ def write_dataset(
     with atomic_write(path) as temporary, h5py_module().File(temporary, "w") as file:
         writer = _Writer(file)
         for frame in frames:
+            if isinstance(frame, FrameTable):
+                writer.add_table(frame)
+                continue
             structure, labels, extras = frame if len(frame) == 3 else (*frame, {})
             writer.add(structure, labels, extras)
         if writer.n_frames == 0:
@@ -155,14 +177,32 @@ class _Writer:
             rows[name].append(_copied(extras.get(name)))
         self.others.append({name: _copied(value) for name, value in extras.items() if name not in EXTRA_FIELDS})
         self.names.append((structure.group, structure.origin))
-        self.sizes.append(len(structure.numbers))
-        self.n_frames += 1
-        self.n_atoms += self.sizes[-1]
+        self._count([len(structure.numbers)])
         if self.n_frames - self.first_frame >= FRAMES_PER_FLUSH:
             self.flush()
 
+    def add_table(self, table: FrameTable) -> None:
+        """Check many frames and append them to the file."""
+        self.flush()
+        columns = _checked_columns(table, self.n_frames)
+        for name in TEXT_FIELDS:
+            codes = self.text[name]
+            columns[name] = np.array([codes.setdefault(str(text), len(codes)) for text in table.columns[name]])
+        counts = np.asarray(table.counts).tolist()
+        self._count(counts)
+        self.hessian_counts += [0] * len(counts)
+        self._append(columns)
+        self._clear()
+
+    def _count(self, counts: Sequence[int]) -> None:
+        self.sizes += counts
+        self.n_frames += len(counts)
+        self.n_atoms += sum(counts)
+
     def flush(self) -> None:
         """Check the buffers and append them to the file."""
+        if self.n_frames == self.first_frame:
+            return
         counts = self.sizes[self.first_frame :]
         columns = _columns(self.rows, counts)
         if columns is None or any(self.others):
@@ -171,12 +211,7 @@ class _Writer:
         else:
             self.hessian_counts += [0] * len(counts)
         assert columns is not None
-        for name, column in columns.items():
-            spec = FIELDS[name]  # rows that are never written read as the fill value, NaN
-            start, stop = (self.first_atom, self.n_atoms) if spec.per == "atom" else (self.first_frame, self.n_frames)
-            array = self._array(name, spec.dtype, spec.tail)
-            array.resize(stop, axis=0)
-            array[start:stop] = column
+        self._append(columns)
         for name, parts in self.hessian.items():
             if parts:
                 array = self._array(name, HESSIAN_FIELDS[name], ())
@@ -184,6 +219,15 @@ class _Writer:
                 array.resize(array.shape[0] + len(values), axis=0)
                 array[-len(values) :] = values
         self._clear()
+
+    def _append(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Write the rows from `first_frame` and `first_atom` on."""
+        for name, column in columns.items():
+            spec = FIELDS[name]  # rows that are never written read as the fill value, NaN
+            start, stop = (self.first_atom, self.n_atoms) if spec.per == "atom" else (self.first_frame, self.n_frames)
+            array = self._array(name, spec.dtype, spec.tail)
+            array.resize(stop, axis=0)
+            array[start:stop] = column
 
     def _checked_one_by_one(self, counts: Sequence[int]) -> dict[str, list[Any]]:
         """The rows with the types of the file; DataError for the first frame that does not fit."""
@@ -314,6 +358,52 @@ def _joined(name: str, rows: Sequence[Any], counts: Sequence[int]) -> np.ndarray
         filled[where] = stored
         return filled
     return stored
+
+
+def _checked_columns(table: FrameTable, first_frame: int) -> dict[str, np.ndarray]:
+    """Columns with the types of the file, without the text and without labels that no frame has.
+
+    Raises
+    ------
+    DataError
+        A field is missing or unknown, has the wrong shape or type, or is not finite in part of a frame.
+    """
+    counts = np.asarray(table.counts)
+    required = {name for name, spec in FIELDS.items() if spec.required}
+    if missing := sorted(required - set(table.columns)):
+        raise DataError(f"A table of frames has no {', '.join(missing)}.")
+    if unknown := sorted(set(table.columns) - set(FIELDS)):
+        raise DataError(f"A table of frames has columns that the dataset format does not know: {', '.join(unknown)}.")
+    if len(counts) == 0 or counts.min() < 1:
+        raise DataError("A table of frames needs at least one frame, and at least one atom in each.")
+    checked = {}
+    for name, column in table.columns.items():
+        spec = FIELDS[name]
+        rows = spec.rows(len(counts), int(counts.sum()))
+        if name in TEXT_FIELDS:
+            if len(column) != rows:
+                raise DataError(f"`{name}` of a table has {len(column)} entries for {rows} frames.")
+            continue
+        values = np.asarray(column)
+        if values.shape != (rows, *spec.tail) or values.dtype.kind not in "biuf":
+            raise DataError(
+                f"`{name}` of a table of frames is {values.dtype} of shape {values.shape}, and must be numbers of "
+                f"shape {(rows, *spec.tail)}."
+            )
+        finite = np.isfinite(values).reshape(rows, -1)
+        if not finite.all():
+            starts = np.cumsum(counts) - counts if spec.per == "atom" else np.arange(rows)
+            whole = np.logical_and.reduceat(finite.all(axis=1), starts)
+            if spec.required or not np.array_equal(whole, np.logical_or.reduceat(finite.any(axis=1), starts)):
+                frame = first_frame + int(np.flatnonzero(~whole)[0])
+                raise DataError(f"Frame {frame}: `{name}` is not finite. A failed label has no place in a dataset.")
+            if not whole.any():
+                continue
+        stored = values.astype(spec.dtype, copy=False)
+        if stored.dtype.kind in "iu" and not np.array_equal(stored, values):
+            raise DataError(f"`{name}` of a table must be whole numbers within the range of {stored.dtype.name}.")
+        checked[name] = stored
+    return checked
 
 
 def _checked_row(value: Any, name: str, n: int, where: str) -> np.ndarray:

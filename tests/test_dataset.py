@@ -17,6 +17,7 @@ from distillase.ase_calcs.errors import DataError
 from distillase.datasets import schema, writer
 from distillase.datasets.store import Dataset, content_hash, write_dataset
 from distillase.datasets.structure import Labels, Structure
+from distillase.datasets.writer import FrameTable
 
 h5py = pytest.importorskip("h5py")
 
@@ -73,6 +74,62 @@ def test_equal_frames_give_byte_equal_arrays_whatever_the_batches(tmp_path, monk
     assert Dataset(first).content_hash == Dataset(second).content_hash == Dataset(first).recompute_hash()
     other = write_dataset(tmp_path / "c.h5", frames(20, seed=9), provenance={"seed": 1})
     assert Dataset(other).content_hash != Dataset(first).content_hash
+
+
+def table_of(some) -> FrameTable:
+    """The same frames as columns."""
+    structures, labels = [s for s, _, _ in some], [found for _, found, _ in some]
+
+    def rows(name: str, shape) -> list[np.ndarray]:
+        values = [None if found is None else getattr(found, name) for found in labels]
+        return [np.full(shape(s), np.nan) if v is None else v for s, v in zip(structures, values, strict=True)]
+
+    columns = {name: np.concatenate([getattr(s, name) for s in structures]) for name in ("numbers", "positions")}
+    for name in ("cell", "pbc", "charge", "multiplicity"):
+        columns[name] = np.array([getattr(s, name) for s in structures])
+    columns |= {name: [getattr(s, name) for s in structures] for name in ("group", "origin", "smiles")}
+    for name, tail in (("forces", (3,)), ("charges", ()), ("energies", ())):
+        columns[name] = np.concatenate(rows(name, lambda s, tail=tail: (len(s), *tail)))
+    for name, tail in (("energy", ()), ("stress", (6,)), ("dipole", (3,))):
+        columns[name] = np.array(rows(name, lambda _, tail=tail: tail))
+    return FrameTable(np.array([len(s) for s in structures]), columns)
+
+
+def test_a_table_is_written_as_its_frames_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "FRAMES_PER_FLUSH", 7)
+    some = [(structure, labels, {}) for structure, labels, _ in frames(20)]
+    one = write_dataset(tmp_path / "a.h5", some, provenance={})
+    # Single frames before, between and after tables; a first table without any label.
+    unlabelled = [(s, None, {}) for s, _, _ in some]
+    two = write_dataset(tmp_path / "b.h5", [table_of(some[:9]), *some[9:12], table_of(some[12:])], provenance={})
+    with h5py.File(one) as a, h5py.File(two) as b:
+        assert set(a) == set(b)
+        for name in a:
+            assert (a[name].chunks, a[name].dtype) == (b[name].chunks, b[name].dtype)
+            assert a[name][()].tobytes() == b[name][()].tobytes(), name
+    mixed = [*unlabelled[:5], *some[5:]]
+    three = write_dataset(tmp_path / "c.h5", [table_of(mixed[:5]), table_of(mixed[5:])], provenance={})
+    assert Dataset(three).content_hash == Dataset(write_dataset(tmp_path / "d.h5", mixed, provenance={})).content_hash
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("cell"), "has no cell"),
+        (lambda c: c.update(colour=np.zeros(6)), "does not know: colour"),
+        (lambda c: c.update(charge=np.full(6, 0.5)), "`charge` of a table must be whole numbers"),
+        (lambda c: c.update(smiles=["O"]), "`smiles` of a table has 1 entries for 6 frames"),
+        (lambda c: c.update(forces=c["forces"][:-1]), "`forces` of a table of frames is float64 of shape"),
+        (lambda c: c["positions"].__setitem__((4, 1), np.inf), "Frame 1: `positions` is not finite"),
+        (lambda c: c["forces"].__setitem__((7, 0), np.nan), "Frame 2: `forces` is not finite"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path, change, message):
+    table = table_of([(Structure(np.array([8, 1, 1]), WATER), Labels(-1.0, np.ones((3, 3))), {})] * 6)
+    change(table.columns)
+    with pytest.raises(DataError, match=message):
+        write_dataset(tmp_path / "t.h5", [table], provenance={})
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_labels_are_nan_rows_and_absent_fields_are_absent(path):

@@ -21,7 +21,7 @@ from distillase.ase_calcs.errors import DataError, InputError
 from distillase.ase_calcs.teachers import make_teacher
 from distillase.datasets.labelling import LabelConfig, check_structures, label_structures, worker_pool
 from distillase.datasets.labelling.config import TeacherStamp
-from distillase.datasets.labelling.parts import Ledger, Refusal, exclusive, write_part
+from distillase.datasets.labelling.parts import Ledger
 from distillase.datasets.store import Dataset
 from distillase.datasets.structure import Structure
 
@@ -206,44 +206,6 @@ def test_minimum_distance_sees_periodic_images():
     assert [bool(reason) for reason in reasons] == [False, True, True, True, False]
     assert "0.100 Å" in reasons[1]
     assert "no volume" in reasons[3]
-
-
-# --- parts and ledger -------------------------------------------------------------------------------------------------
-
-
-def test_a_changed_part_is_set_aside(tmp_path):
-    stamp = TeacherStamp("t", "1", "{}")
-    label = {
-        "keys": np.arange(16, dtype=np.uint8).reshape(1, 16),
-        "sizes": np.array([1]),
-        "energy": np.array([-1.5]),
-        "forces": np.zeros((1, 3)),
-        "longest_force": np.zeros(1),
-        "dipole": np.full((1, 3), np.nan),
-    }
-    with exclusive(tmp_path):
-        part = write_part(tmp_path, "a-0", stamp, label, {})
-        write_part(tmp_path, "b-0", stamp, {}, {b"\x01" * 16: Refusal("crash", "why")})
-    ledger = Ledger.scan(tmp_path, stamp)
-    key = bytes(range(16))
-    assert ledger.labels(key).energy == -1.5
-    assert ledger.labels(key).dipole is None
-    assert ledger.refused == {b"\x01" * 16: Refusal("crash", "why")}
-    for damage in (part.read_bytes()[:-7], part.read_bytes()[:200] + b"?" + part.read_bytes()[201:], b""):
-        copy = tmp_path / part.name
-        original = copy.read_bytes()
-        copy.write_bytes(damage)
-        torn = Ledger.scan(tmp_path, stamp)
-        assert len(torn.damaged) == 1
-        assert not torn.labelled
-        copy.write_bytes(original)
-    with pytest.raises(DataError, match=r"`t` \(1\).*`t` \(2\).*never mixed"):
-        Ledger.scan(tmp_path, TeacherStamp("t", "2", "{}"))
-
-
-def test_one_run_at_a_time(tmp_path):
-    with exclusive(tmp_path), pytest.raises(DataError, match="Another run"), exclusive(tmp_path):
-        pass
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

@@ -15,18 +15,18 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import all_changes
 
 from ..errors import InputError, TeacherError, check_positive, require
 from ..units import BOHR, HARTREE
+from .base import TeacherCalculator, refuse_unusable
 from .registry import check_electron_count
-from .state import changes, refuse_unusable
 
 # How an SCF that does not converge is tried again, in this order.
 LADDER = ("as asked", "level shift and damping", "second order")
 
 
-class PySCFCalculator(Calculator):
+class PySCFCalculator(TeacherCalculator):
     """HF or DFT of a molecule.
 
     Parameters
@@ -121,17 +121,21 @@ class PySCFCalculator(Calculator):
         """Pickles and deep-copies without density and mean field, which may lie on a GPU."""
         return {**self.__dict__, "_density": None, "_field": None}
 
-    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What has changed since the last calculation, bit by bit; charge and multiplicity are the calculator's own."""
-        return changes(self.atoms, atoms)
-
     def calculate(
         self,
         atoms: Atoms | None = None,
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """One SCF; forces cost a gradient more and come where they are asked for, from the same SCF.
+        """One SCF for a new structure; what is asked for later of the same structure comes from that SCF."""
+        known, self._field = (None if system_changes else self._field), None
+        if known is None:
+            super().calculate(atoms, properties, system_changes)
+        else:
+            self.results |= self._evaluated(known, properties)
+
+    def single_point(self, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
+        """One SCF; forces cost a gradient more and come where they are asked for. With a cold guess all come.
 
         Raises
         ------
@@ -139,27 +143,27 @@ class PySCFCalculator(Calculator):
             No atoms, periodic atoms, NaN positions, impossible multiplicity, an element the basis does not have, an SCF
             that does not converge.
         """
-        known, self._field = (None if system_changes else self._field), None
-        super().calculate(atoms, properties, system_changes)
-        assert self.atoms is not None  # set by the base class
-        field = known if known is not None else self._converged(self.atoms)
-        self._field = field
+        return self._evaluated(self._converged(atoms), properties)
+
+    def _evaluated(self, field: Any, properties: Sequence[str]) -> dict[str, Any]:
+        """What is asked for, from a converged mean field, which is kept for what is asked next."""
+        wanted = self.implemented_properties if self.guess == "cold" else properties
         energy = float(field.e_tot) * HARTREE
-        self.results |= {"energy": energy, "free_energy": energy}
-        if "forces" in properties or self.guess == "cold":
+        results: dict[str, Any] = {"energy": energy, "free_energy": energy}
+        if "forces" in wanted:
             gradient = np.asarray(_on_host(field.nuc_grad_method().run(verbose=0).de))
-            self.results["forces"] = -gradient * (HARTREE / BOHR)
-        if "dipole" in properties or self.guess == "cold":
-            self.results["dipole"] = np.asarray(_on_host(field.dip_moment(unit="AU", verbose=0))) * BOHR
-        if "charges" in properties or self.guess == "cold":
-            self.results["charges"] = np.asarray(_on_host(field.mulliken_pop(verbose=0)[1]))
-        if not np.isfinite(energy) or not np.isfinite(self.results.get("forces", 0.0)).all():
-            self.results = {}
+            results["forces"] = -gradient * (HARTREE / BOHR)
+        if "dipole" in wanted:
+            results["dipole"] = np.asarray(_on_host(field.dip_moment(unit="AU", verbose=0))) * BOHR
+        if "charges" in wanted:
+            results["charges"] = np.asarray(_on_host(field.mulliken_pop(verbose=0)[1]))
+        if not np.isfinite(energy) or not np.isfinite(results.get("forces", 0.0)).all():
             raise TeacherError(f"{self.method}/{self.basis} returned an energy or forces that are not finite.")
+        self._field = field
+        return results
 
     def _converged(self, atoms: Atoms) -> Any:
         """A converged mean field for these atoms."""
-        self.results = {}
         refuse_unusable(
             atoms, periodic="The atoms are periodic; this teacher computes molecules. Set `atoms.pbc = False`."
         )

@@ -10,19 +10,18 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
 
 from ..errors import InputError, TeacherError, require
 from ..units import KCAL_PER_MOL
+from .base import TeacherCalculator, refuse_unusable
 from .registry import check_electron_count
-from .state import changes, refuse_unusable
 from .topology import bond_fingerprint, molecule_from_geometry
 
 _PURPOSE = "compute MMFF94 energies"
 _NO_CUTOFF = 1e4  # Å; RDKit drops pairs beyond 100 Å when it builds the field, which would depend on the geometry
 
 
-class MMFF94Calculator(Calculator):
+class MMFF94Calculator(TeacherCalculator):
     """MMFF94 or MMFF94s for one molecule, or several that do not react.
 
     Parameters
@@ -86,16 +85,7 @@ class MMFF94Calculator(Calculator):
         super().reset()
         self._fields = {}
 
-    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What has changed since the last calculation, bit by bit; charge and multiplicity are the calculator's own."""
-        return changes(self.atoms, atoms)
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = all_changes,
-    ) -> None:
+    def single_point(self, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
         """One single point; every property comes with it.
 
         Raises
@@ -103,10 +93,6 @@ class MMFF94Calculator(Calculator):
         TeacherError
             Periodic or empty structure, NaN, no bond orders that fit, an atom that MMFF94 has no parameters for.
         """
-        super().calculate(atoms, properties, system_changes)
-        self.results = {}
-        assert self.atoms is not None  # set by the base class
-        atoms = self.atoms
         refuse_unusable(atoms, periodic="MMFF94 through RDKit has no periodic boundary conditions.")
         field, charges = self._field_of(atoms)
         flat = atoms.positions.ravel().tolist()
@@ -114,7 +100,7 @@ class MMFF94Calculator(Calculator):
         forces = np.array(field.CalcGrad(flat)).reshape(-1, 3) * -KCAL_PER_MOL
         if not np.isfinite(energy) or not np.isfinite(forces).all():
             raise TeacherError("MMFF94 returned an energy or forces that are not finite: atoms coincide.")
-        self.results = {
+        return {
             "energy": energy,
             "free_energy": energy,
             "forces": forces,

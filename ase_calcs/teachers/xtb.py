@@ -16,18 +16,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
 
 from ..errors import InputError, TeacherError, did_you_mean, require
 from ..units import BOHR, HARTREE, KB
+from .base import TeacherCalculator, refuse_unusable
 from .registry import check_electron_count
-from .state import changes, refuse_unusable
 
 _METHODS = ("GFN1-xTB", "GFN2-xTB")
 _SOLVATION = ("alpb", "gbsa", "gbe", "gb", "ddX")
 
 
-class XTBCalculator(Calculator):
+class XTBCalculator(TeacherCalculator):
     """GFN1-xTB or GFN2-xTB.
 
     Parameters
@@ -127,16 +126,7 @@ class XTBCalculator(Calculator):
         super().reset()
         self._forget()
 
-    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What has changed since the last calculation, bit by bit; charge and multiplicity are the calculator's own."""
-        return changes(self.atoms, atoms)
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = all_changes,
-    ) -> None:
+    def single_point(self, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
         """One single point; with a cold guess every property comes with it.
 
         Raises
@@ -144,20 +134,16 @@ class XTBCalculator(Calculator):
         TeacherError
             No atoms, NaN or coinciding positions, impossible multiplicity, element without parameters, SCF failure.
         """
-        super().calculate(atoms, properties, system_changes)
-        self.results = {}
-        assert self.atoms is not None  # set by the base class
         with _one_thread():
-            result = self._single_point(self.atoms)
+            result = self._solve(atoms)
         self._last = result if self.guess == "warm" else None
         # Labels come whole. In dynamics what is not asked for is not fetched, a tenth of a step for a small molecule.
-        wanted = self.implemented_properties if self.guess == "cold" else properties
-        self.results = _convert(result, self.atoms, wanted)
-        if not np.isfinite(self.results["energy"]) or not np.isfinite(self.results["forces"]).all():
-            self.results = {}
+        converted = _convert(result, atoms, self.implemented_properties if self.guess == "cold" else properties)
+        if not np.isfinite(converted["energy"]) or not np.isfinite(converted["forces"]).all():
             raise TeacherError(f"{self.method} returned an energy or forces that are not finite.")
+        return converted
 
-    def _single_point(self, atoms: Atoms) -> Any:
+    def _solve(self, atoms: Atoms) -> Any:
         refuse_unusable(atoms)
         system = (atoms.numbers.tobytes(), atoms.pbc.tobytes())
         try:

@@ -21,9 +21,7 @@ _QUEUED_PER_WORKER = 2
 _BATCHES_PER_BLOCK = 3.0  # a block costs dask 8 ms in all; the worker writes a part after each batch of it anyway
 _UNEXPLAINED_PER_WORKER = 20  # deaths in a row, none of them with a structure in work, before the run gives up
 _GROWTH = 16.0  # blocks grow at most this much at a time while the teacher's speed is being learnt
-_LEAST_SHARE = (
-    0.25  # towards the end blocks get smaller, so that all workers end together, down to this part of a batch
-)
+_LEAST_SHARE = 0.1  # of a batch: towards the end blocks get smaller, so that all workers end together
 
 
 @dataclass(frozen=True)

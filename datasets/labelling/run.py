@@ -11,10 +11,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...ase_calcs.errors import DataError, InputError
 from ...ase_calcs.progress import Progress, SilentProgress
-from ..store import write_dataset
-from ..structure import Labels, Structure
+from ..structure import Structure
+from ..writer import FRAMES_PER_FLUSH, FrameTable, write_dataset
+from .blocks import pack
 from .config import LabelConfig, LabelResult, TeacherStamp
 from .dispatch import Dispatcher
 from .guards import check_structures, force_reason
@@ -153,7 +156,7 @@ def _greet(pool: WorkerPool, job: Job, first: Structure) -> None:
             raise DataError(f"Worker {worker} does not see {job.labels_dir}. Workers need a common file system.")
         if answer.stamp != job.stamp:
             raise DataError(
-                f"Worker {worker} has {answer['stamp'].describe()}, this process {job.stamp.describe()}. "
+                f"Worker {worker} has {answer.stamp.describe()}, this process {job.stamp.describe()}. "
                 "Install the same version everywhere."
             )
 
@@ -189,11 +192,12 @@ def _assemble(
         listed = "; ".join(f"{n}× {reason}" for reason, n in counts)
         raise DataError(f"None of {len(structures)} structures could be labelled. {listed}. See {out_dir}/refused.csv.")
     skipped = {index for index, _, _ in refused}
+    kept = [index for index in range(len(structures)) if index not in skipped]
 
-    def frames() -> Iterator[tuple[Structure, Labels]]:
-        for index, (structure, key) in enumerate(zip(structures, keys, strict=True)):
-            if index not in skipped:
-                yield structure, ledger.labels(key)
+    def tables() -> Iterator[FrameTable]:
+        for first in range(0, len(kept), FRAMES_PER_FLUSH):
+            indices = kept[first : first + FRAMES_PER_FLUSH]
+            yield _table([structures[i] for i in indices], [keys[i] for i in indices], ledger)
 
     provenance = {
         **provenance,
@@ -204,7 +208,23 @@ def _assemble(
         "min_distance": job.config.min_distance,
         "refused": len(refused),
     }
-    return write_dataset(out_dir / "dataset.h5", frames(), provenance=provenance)
+    return write_dataset(out_dir / "dataset.h5", tables(), provenance=provenance)
+
+
+def _table(structures: Sequence[Structure], keys: Sequence[bytes], ledger: Ledger) -> FrameTable:
+    block = pack(structures, keys)
+    columns = {
+        "numbers": block.numbers,
+        "positions": block.positions,
+        "cell": block.cells,
+        "pbc": block.pbc,
+        "charge": block.states[:, 0],
+        "multiplicity": block.states[:, 1],
+        "group": [structure.group for structure in structures],
+        "origin": [structure.origin for structure in structures],
+        "smiles": [structure.smiles for structure in structures],
+    }
+    return FrameTable(np.diff(block.offsets), columns | ledger.columns(keys, block.offsets))
 
 
 def _write_refused(path: Path, structures: Sequence[Structure], refused: Sequence[tuple[int, str, str]]) -> None:

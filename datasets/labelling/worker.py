@@ -13,7 +13,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +23,13 @@ from ase import Atoms
 from ase.calculators.calculator import (
     BaseCalculator,
     CalculationFailed,
-    Calculator,
     CalculatorError,
     PropertyNotImplementedError,
-    all_changes,
 )
 
 from ...ase_calcs.errors import MissingDependency, TeacherError
 from ...ase_calcs.teachers import make_teacher, parse_teacher
+from ...ase_calcs.teachers.base import TeacherCalculator
 from .blocks import Block
 from .config import LabelConfig, TeacherStamp
 from .parts import PER_ATOM, PER_FRAME, Refusal, work_dir, write_part
@@ -120,12 +120,11 @@ def label_block(job: Job, name: str, block: Block) -> BlockReport:
         return BlockReport("died")
     with os.fdopen(marker, "r+b", buffering=0) as file, _watched(file, job.config.timeout_s) as rearm:
         os.pwrite(marker, np.array([-1, os.getpid()], dtype=np.int64).tobytes(), 0)
-        batch = _Batch(job, name)
-        batch.teacher.prepare(block)  # to load a large model is not part of what one structure may take
+        batch = _Batch(job, name, block)  # makes the teacher: a large model's loading is not a structure's time
         for frame in range(len(block)):
             os.pwrite(marker, frame.to_bytes(8, "little"), 0)
-            rearm()
-            batch.add(block, frame)
+            rearm(batch.last)
+            batch.add(frame)
         batch.write()
     marker_path(job.labels_dir, name).unlink()
     return BlockReport("done", batch.total_labelled, batch.total_refused, time.perf_counter() - start)
@@ -135,14 +134,14 @@ def label_block(job: Job, name: str, block: Block) -> BlockReport:
 def _watched(marker: Any, timeout_s: float) -> Iterator[Any]:
     """A watchdog that ends the process from a C thread, so that it works when the teacher hangs in compiled code.
 
-    Yields a function to be called before every structure. Crashes (SIGSEGV and the like) are described in the marker.
+    Yields a function to be called before every structure, with the time (`time.perf_counter`). Crashes (SIGSEGV and the
+    like) are described in the marker.
     """
     armed_at = -np.inf
     was_enabled = faulthandler.is_enabled()
 
-    def rearm() -> None:
+    def rearm(now: float) -> None:
         nonlocal armed_at
-        now = time.monotonic()
         if now - armed_at > _REARM * timeout_s:
             faulthandler.dump_traceback_later((1 + _REARM) * timeout_s, exit=True, file=marker)
             armed_at = now
@@ -158,32 +157,28 @@ def _watched(marker: Any, timeout_s: float) -> Iterator[Any]:
             faulthandler.enable()
 
 
-@dataclass
 class _Batch:
-    """Labels that are not on the disk yet."""
+    """Labels that are not on the disk yet.
 
-    job: Job
-    name: str
-    labels: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    refused: dict[bytes, Refusal] = field(default_factory=dict)
-    total_labelled: int = 0
-    total_refused: int = 0
-    parts: int = 0
+    Between two structures as little is done as can be. What the teacher leaves of the processor's caches is not our
+    code, so there a line of Python takes three times as long as in `write`, which does the rest for many at once.
+    """
 
-    def __post_init__(self) -> None:
-        self.teacher = _Teacher(self.job)
+    def __init__(self, job: Job, name: str, block: Block):
+        self.job, self.name, self.block = job, name, block
+        self.teacher = _Teacher(job, block)
+        self.results: list[dict[str, Any] | Refusal] = []
+        self.first = 0  # frame of the first of them
+        self.total_labelled = self.total_refused = self.parts = 0
+        self._clock()
+
+    def _clock(self) -> None:
         self.since = self.last = time.perf_counter()
         self.slowest = 0.0
 
-    def add(self, block: Block, frame: int) -> None:
-        key = block.keys[frame].tobytes()
-        outcome = self.teacher.label(block, frame)
-        if isinstance(outcome, Refusal):
-            self.refused[key] = outcome
-        else:
-            self.keys.append(key)
-            self.labels.append(outcome)
+    def add(self, frame: int) -> None:
+        """Label the next frame."""
+        self.results.append(self.teacher.label(frame))
         now = time.perf_counter()
         self.slowest = max(self.slowest, now - self.last)
         self.last = now
@@ -191,65 +186,72 @@ class _Batch:
             self.write()
 
     def write(self) -> None:
-        if self.labels or self.refused:
-            arrays = _stack(self.keys, self.labels) if self.labels else {}
-            write_part(self.job.labels_dir, f"{self.name}-{self.parts:04d}", self.job.stamp, arrays, self.refused)
+        """Check what there is and make it durable."""
+        sizes = np.diff(self.block.offsets[self.first : self.first + len(self.results) + 1]).tolist()
+        keys = self.block.keys[self.first : self.first + len(self.results)]
+        outcomes = [r if isinstance(r, Refusal) else _kept(r, n) for r, n in zip(self.results, sizes, strict=True)]
+        refused = {k.tobytes(): o for k, o in zip(keys, outcomes, strict=True) if isinstance(o, Refusal)}
+        good = [frame for frame, outcome in enumerate(outcomes) if not isinstance(outcome, Refusal)]
+        if outcomes:
+            arrays = _stack(keys[good], [o for o in outcomes if not isinstance(o, Refusal)]) if good else {}
+            write_part(self.job.labels_dir, f"{self.name}-{self.parts:04d}", self.job.stamp, arrays, refused)
             self.parts += 1
-            self.total_labelled += len(self.labels)
-            self.total_refused += len(self.refused)
-        self.keys, self.labels, self.refused = [], [], {}
-        self.since = self.last = time.perf_counter()
-        self.slowest = 0.0
+            self.total_labelled += len(good)
+            self.total_refused += len(refused)
+        self.first += len(self.results)
+        self.results = []
+        self._clock()
 
 
-def _stack(keys: Sequence[bytes], labels: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _stack(keys: np.ndarray, labels: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     sizes = np.array([len(label["forces"]) for label in labels], dtype=np.int64)
     forces = np.concatenate([label["forces"] for label in labels])
     first_atoms = np.cumsum(sizes) - sizes
     arrays: dict[str, np.ndarray] = {
-        "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16),
+        "keys": keys,
         "sizes": sizes,
         "energy": np.array([label["energy"] for label in labels], dtype=np.float64),
         "forces": forces,
         "longest_force": np.sqrt(np.maximum.reduceat((forces**2).sum(axis=1), first_atoms)),
     }
     for name in (*PER_ATOM, *PER_FRAME):
-        if not any(name in label for label in labels):
+        rows = [label.get(name) for label in labels]
+        if all(row is None for row in rows):
             continue
-        if name in PER_ATOM:
-            rows = [label.get(name, np.full(n, np.nan)) for label, n in zip(labels, sizes, strict=True)]
-            arrays[name] = np.concatenate(rows).astype(np.float64, copy=False)
-        else:
-            missing = np.full(PER_FRAME[name], np.nan)
-            arrays[name] = np.array([label.get(name, missing) for label in labels], dtype=np.float64)
+        shapes = [(n,) for n in sizes] if name in PER_ATOM else [(PER_FRAME[name],)] * len(rows)
+        filled = [np.full(shape, np.nan) if row is None else row for row, shape in zip(rows, shapes, strict=True)]
+        arrays[name] = np.concatenate(filled).reshape((-1,) if name in PER_ATOM else (-1, PER_FRAME[name]))
     return arrays
 
 
 class _Teacher:
     """A teacher's calculators, one for each charge, multiplicity and molecule, and how they are asked."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, block: Block):
         self._name = job.stamp.name
         self._builtin = parse_teacher(self._name).builtin
         self._fresh = job.config.calculator == "fresh"
         self._made: tuple[tuple[int, int, str], BaseCalculator] | None = None
         self._atoms: Atoms | None = None
+        self._numbers = b""  # of `_atoms`
+        self._block = block
+        # Plain Python values: to take one out of an array costs as much as a line of code.
+        self._offsets: list[int] = block.offsets.tolist()
+        self._states: list[list[int]] = block.states.tolist()
+        self._periodic: list[bool] = (block.cells.any(axis=(1, 2)) | block.pbc.any(axis=1)).tolist()
+        with suppress(Exception):  # `label` will say what is wrong
+            self._calculator(*self._states[0], block.smiles_of(0))
 
-    def prepare(self, block: Block) -> None:
-        """Make the calculator for the first structure; if that fails, its `label` will say why."""
-        with suppress(Exception):
-            charge, multiplicity = (int(value) for value in block.states[0])
-            self._calculator(charge, multiplicity, block.smiles_of(0))
-
-    def label(self, block: Block, frame: int) -> dict[str, Any] | Refusal:
+    def label(self, frame: int) -> dict[str, Any] | Refusal:
         """Results by name, or why there are none. What is wrong with the teacher itself is raised."""
-        charge, multiplicity = (int(value) for value in block.states[frame])
-        atoms = self._atoms_of(block, frame)
+        charge, multiplicity = self._states[frame]
+        atoms = self._atoms_of(frame)
         atoms.info["charge"], atoms.info["multiplicity"] = charge, multiplicity
         try:
-            calculator = self._calculator(charge, multiplicity, block.smiles_of(frame))
-            results = self._ask(calculator, atoms)
-            return _collect(results, len(atoms))
+            calculator = self._calculator(charge, multiplicity, self._block.smiles_of(frame))
+            if isinstance(calculator, TeacherCalculator):
+                return calculator.single_point(atoms, ("energy", "forces"))
+            return _ask(calculator, atoms)
         except MissingDependency:
             raise
         except (TeacherError, CalculationFailed, CalculatorError) as error:
@@ -258,16 +260,16 @@ class _Teacher:
             self._made = None
             return Refusal("error", f"{type(error).__name__}: {_text(error)}")
 
-    def _atoms_of(self, block: Block, frame: int) -> Atoms:
-        own = slice(block.offsets[frame], block.offsets[frame + 1])
-        numbers, positions, cell, pbc = block.numbers[own], block.positions[own], block.cells[frame], block.pbc[frame]
-        if not self._builtin or cell.any() or pbc.any():
+    def _atoms_of(self, frame: int) -> Atoms:
+        block, own = self._block, slice(self._offsets[frame], self._offsets[frame + 1])
+        if not self._builtin or self._periodic[frame]:
             # Foreign calculators may keep the object they are given and compare it with the next: always a new one.
-            return Atoms(numbers, positions, cell=cell, pbc=pbc)
-        if self._atoms is None or not np.array_equal(self._atoms.numbers, numbers):
-            self._atoms = Atoms(numbers, positions)
+            return Atoms(block.numbers[own], block.positions[own], cell=block.cells[frame], pbc=block.pbc[frame])
+        numbers = block.numbers[own].tobytes()
+        if self._atoms is None or self._numbers != numbers:
+            self._atoms, self._numbers = Atoms(block.numbers[own], block.positions[own]), numbers
         else:
-            self._atoms.positions[:] = positions  # a new Atoms costs 2 % of a small GFN2 label
+            self._atoms.positions[:] = block.positions[own]  # a new Atoms costs 2 % of a small GFN2 label
         return self._atoms
 
     def _calculator(self, charge: int, multiplicity: int, smiles: str) -> BaseCalculator:
@@ -278,46 +280,46 @@ class _Teacher:
             self._made[1].reset()
         return self._made[1]
 
-    def _ask(self, calculator: BaseCalculator, atoms: Atoms) -> dict[str, Any]:
-        if self._builtin and isinstance(calculator, Calculator):
-            # Everything comes in one call, and ASE's comparison with the last structure (30 µs) is not needed.
-            calculator.calculate(atoms, ["energy", "forces"], all_changes)
-            return calculator.results
-        results: dict[str, Any] = {}
-        implemented = calculator.implemented_properties
-        # Forces first: codes that compute on demand (PySCF) would otherwise run the SCF twice.
-        for name in ("forces", "energy", *PER_ATOM, *PER_FRAME):
-            required = name in ("forces", "energy")
-            if name in implemented or required:
-                if name == "stress" and not atoms.pbc.all():
-                    continue
-                try:
-                    results[name] = calculator.get_property(name, atoms)
-                except PropertyNotImplementedError:
-                    if required:
-                        raise
-        return results
+
+def _ask(calculator: BaseCalculator, atoms: Atoms) -> dict[str, Any]:
+    """What a foreign calculator gives, copied: it may use its arrays again."""
+    results: dict[str, Any] = {}
+    implemented = calculator.implemented_properties
+    # Forces first: codes that compute on demand (PySCF) would otherwise run the SCF twice.
+    for name in ("forces", "energy", *PER_ATOM, *PER_FRAME):
+        required = name in ("forces", "energy")
+        if name in implemented or required:
+            if name == "stress" and not atoms.pbc.all():
+                continue
+            try:
+                value = calculator.get_property(name, atoms)
+            except PropertyNotImplementedError:
+                if required:
+                    raise
+            else:
+                if value is not None:
+                    results[name] = float(value) if name == "energy" else np.array(value, dtype=float)
+    return results
 
 
-def _collect(results: dict[str, Any], n_atoms: int) -> dict[str, Any] | Refusal:
-    """Keep what labels have a place for, and refuse an energy or forces that are not finite.
+def _kept(results: dict[str, Any], n_atoms: int) -> dict[str, Any] | Refusal:
+    """What labels have a place for; a refusal of an energy or forces that are not finite.
 
     Other fields that are not finite count as not given when they are read; to check each here takes 8 µs.
     """
     energy, forces = results.get("energy"), results.get("forces")
     if energy is None or forces is None:
         return Refusal("teacher", "the teacher gave no energy or no forces")
-    kept: dict[str, Any] = {"energy": float(energy), "forces": np.array(forces, dtype=float)}
-    if kept["forces"].shape != (n_atoms, 3):
-        return Refusal("teacher", f"forces of shape {kept['forces'].shape} for {n_atoms} atoms")
-    if not np.isfinite(kept["energy"]) or not np.isfinite(kept["forces"]).all():
+    kept: dict[str, Any] = {"energy": float(energy), "forces": forces}
+    if forces.shape != (n_atoms, 3):
+        return Refusal("teacher", f"forces of shape {forces.shape} for {n_atoms} atoms")
+    # A sum is finite unless something in it is not, or it is beyond 1e308: then look at each.
+    if not (isfinite(energy) and isfinite(forces.sum())) and not (isfinite(energy) and np.isfinite(forces).all()):
         return Refusal("non-finite", "energy or forces are not finite")
     for name in (*PER_ATOM, *PER_FRAME):
-        if results.get(name) is not None:
-            value = np.array(results[name], dtype=float)
-            expected = (n_atoms,) if name in PER_ATOM else (PER_FRAME[name],)
-            if value.shape == expected:
-                kept[name] = value
+        value = results.get(name)
+        if value is not None and value.shape == ((n_atoms,) if name in PER_ATOM else (PER_FRAME[name],)):
+            kept[name] = value
     return kept
 
 
