@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from .errors import InputError, ModelFileError, did_you_mean
+from .jumps import EGNNJump, JumpNetwork, PaiNNJump, TransformerJump
 from .painn import PaiNN
 from .potential import ModelHeader, Potential
 
 FORMAT_VERSION = 1
 HEADER_KEY = "distillase"
 ARCHITECTURES: dict[str, Callable[..., Potential]] = {PaiNN.architecture: PaiNN}
+JUMPS: dict[str, Callable[..., JumpNetwork]] = {
+    kind.architecture: kind for kind in (PaiNNJump, EGNNJump, TransformerJump)
+}
 UNITS = {"energy": "eV", "length": "Å", "charge": "e"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # upgrade_vN_to_vN+1(header, tensors) → (header, tensors), keyed by N.
@@ -36,10 +40,27 @@ def build_potential(
     architecture: str, elements: tuple[int, ...], hyperparameters: dict[str, Any], *, dtype: torch.dtype
 ) -> Potential:
     """A network with fresh weights. Raises InputError for an unknown architecture or hyper-parameter."""
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"Unknown architecture `{architecture}`{did_you_mean(architecture, ARCHITECTURES)}")
+    return _build(ARCHITECTURES, architecture, elements, hyperparameters, dtype)
+
+
+def build_jump(
+    architecture: str, elements: tuple[int, ...], hyperparameters: dict[str, Any], *, dtype: torch.dtype
+) -> JumpNetwork:
+    """A jump network with fresh weights; errors as of `build_potential`."""
+    return _build(JUMPS, architecture, elements, hyperparameters, dtype)
+
+
+def _build(
+    known: Mapping[str, Callable[..., Any]],
+    architecture: str,
+    elements: tuple[int, ...],
+    hyperparameters: dict[str, Any],
+    dtype: torch.dtype,
+) -> Any:
+    if architecture not in known:
+        raise InputError(f"Unknown architecture `{architecture}`{did_you_mean(architecture, known)}")
     try:
-        return ARCHITECTURES[architecture](elements, **hyperparameters, dtype=dtype)
+        return known[architecture](elements, **hyperparameters, dtype=dtype)
     except TypeError as error:
         raise InputError(f"The hyper-parameters of `{architecture}` do not fit: {error}.") from error
 
@@ -49,7 +70,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def save_model(path: str | Path, potential: Potential, header: ModelHeader | None = None) -> Path:
+def save_model(path: str | Path, potential: Potential | JumpNetwork, header: ModelHeader | None = None) -> Path:
     """Write a model file atomically (temporary name, fsync, rename); returns its path.
 
     `header` defaults to the potential's own.
@@ -101,28 +122,47 @@ def load_model(
     ModelFileError
         Not a model file, damaged, or of a newer format.
     """
-    path = Path(path)
+    return _load(Path(path), ARCHITECTURES, "a jump network: give it to `LearnedJump`", dtype, device)
+
+
+def load_jump(
+    path: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
+) -> JumpNetwork:
+    """Load a jump network; arguments and errors are those of `load_model`."""
+    return _load(Path(path), JUMPS, "a potential: give it to `PotentialCalculator`", dtype, device)
+
+
+def _load(
+    path: Path,
+    known: Mapping[str, Callable[..., Any]],
+    other: str,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str,
+) -> Any:
     header, tensors = _read(path, tensors=True)
     header, tensors = _upgrade(path, header, tensors)
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise InputError(f"Unknown dtype `{dtype}`{did_you_mean(dtype, DTYPES)}")
         dtype = DTYPES[dtype]
+    if header.get("architecture") in {**ARCHITECTURES, **JUMPS} and header["architecture"] not in known:
+        raise ModelFileError(f"{path} holds {other} (architecture `{header['architecture']}`).")
     try:
-        potential = build_potential(
+        network = _build(
+            known,
             header["architecture"],
             tuple(header["elements"]),
             header["hyperparameters"],
-            dtype=dtype or DTYPES[header["dtype"]],
+            dtype or DTYPES[header["dtype"]],
         )
-        potential.load_state_dict(tensors)
-        potential.header = _model_header(header)
+        network.load_state_dict(tensors)
+        network.header = _model_header(header)
     except (InputError, KeyError, RuntimeError, TypeError) as error:
         raise ModelFileError(
             f"The model file {path} does not fit this version of distillase: {error}. Load it with the version that "
             "wrote it, or train it again."
         ) from error
-    return potential.to(device).eval().requires_grad_(False)
+    return network.to(device).eval().requires_grad_(False)
 
 
 def model_hash(path: str | Path) -> str:

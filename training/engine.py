@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from ..ase_calcs.compiled import find_compiler
 from ..ase_calcs.errors import DistillaseError, InputError
-from .batches import Batch
 from .compiled import CompiledStep
 from .config import TrainConfig
-from .metrics import INDEX
 from .optimizers import make_optimizer
-from .task import PotentialTask
+from .task import Task, TaskBatch
 
 
 class Engine(Protocol):
@@ -27,13 +25,13 @@ class Engine(Protocol):
 
     rank: int
     world_size: int
-    task: PotentialTask
+    task: Task
 
-    def step(self, batches: Sequence[Batch], lr: float) -> tuple[Tensor, float]:
-        """One optimizer step over some batches; global sums (see `metrics.SUMS`) and the norm of the gradient."""
+    def step(self, batches: Sequence[TaskBatch], lr: float) -> tuple[Tensor, float]:
+        """One optimizer step over some batches; global sums (see `Task.sum_names`) and the norm of the gradient."""
         ...
 
-    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
+    def evaluate(self, batches: Sequence[TaskBatch]) -> Tensor:
         """Global sums over some batches with the weights as they are, without gradients."""
         ...
 
@@ -66,16 +64,16 @@ class TorchEngine:
     rank = 0
     world_size = 1
 
-    def __init__(self, task: PotentialTask, config: TrainConfig, example: Batch) -> None:
+    def __init__(self, task: Task, config: TrainConfig, example: TaskBatch) -> None:
         self.task = task
         self.config = config
-        self.optimizer = make_optimizer(config, task.potential)
-        self.device = task.potential.device
-        self.compiled = wants_compilation(config)
+        self.optimizer = make_optimizer(config, task.network)
+        self.device = task.network.device
+        self.compiled = wants_compilation(config, compilable=task.compilable)
         task.train()
         self._forward: nn.Module = CompiledStep(task, example.to(self.device).tensors()) if self.compiled else task
 
-    def step(self, batches: Sequence[Batch], lr: float) -> tuple[Tensor, float]:
+    def step(self, batches: Sequence[TaskBatch], lr: float) -> tuple[Tensor, float]:
         """See `Engine.step`."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -92,16 +90,17 @@ class TorchEngine:
         parameters = [p for p in trained if p.grad is not None]
         largest = self.config.clip if self.config.clip > 0 else math.inf
         norm = float(nn.utils.clip_grad_norm_(parameters, largest))
-        if not (math.isfinite(norm) and math.isfinite(float(total[INDEX["loss"]]))):
+        loss_sum = float(total[self.task.sum_names.index("loss")])
+        if not (math.isfinite(norm) and math.isfinite(loss_sum)):
             raise NonFiniteLoss(
-                f"The loss ({float(total[INDEX['loss']]):g}) or its gradient ({norm:g}) is not finite. Nothing of this "
+                f"The loss ({loss_sum:g}) or its gradient ({norm:g}) is not finite. Nothing of this "
                 "step was kept and the last checkpoint stands. Lower `training.lr`, set `training.clip`, and look "
                 "for outliers with `distillase dataset validate`."
             )
         self.optimizer.step()
         return total, norm
 
-    def evaluate(self, batches: Sequence[Batch]) -> Tensor:
+    def evaluate(self, batches: Sequence[TaskBatch]) -> Tensor:
         """See `Engine.evaluate`."""
         self.task.eval()
         counts = torch.stack([self.task.counts(batch) for batch in batches]).sum(dim=0).to(self.device)
@@ -121,14 +120,18 @@ class TorchEngine:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def wants_compilation(config: TrainConfig) -> bool:
+def wants_compilation(config: TrainConfig, *, compilable: bool = True) -> bool:
     """Whether to compile: compilation takes a minute or two, so `auto` does it only where training takes many.
 
     Raises
     ------
     InputError
-        For ``compile: on`` without a C++ compiler or with bfloat16.
+        For ``compile: on`` without a C++ compiler, with bfloat16, or for a task that cannot be compiled.
     """
+    if not compilable:
+        if config.compile == "on":
+            raise InputError("`training.compile` is `on`, but the training step of this task cannot be compiled yet.")
+        return False
     if config.compile == "off" or (config.compile == "auto" and config.precision == "bf16"):
         return False
     if config.compile == "on":

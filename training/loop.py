@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..ase_calcs.progress import Progress, ProgressTask
-from .batches import EdgeBudgetSampler, FrameTable
+from .batches import EdgeBudgetSampler
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .engine import Engine
 from .loggers import MetricsLog
-from .metrics import INDEX, SUMS, figures
 from .optimizers import ExponentialAverage, Schedule
+from .task import TaskTable
 
 
 @dataclass
@@ -46,7 +46,7 @@ class LoopState:
     batch: int = 0
     step: int = 0
     seconds: float = 0.0
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS), dtype=torch.float64))
+    sums: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     steps_summed: int = 0
     best: float = float("inf")
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -77,8 +77,8 @@ class TrainLoop:
     def __init__(
         self,
         engine: Engine,
-        training: FrameTable,
-        validation: FrameTable,
+        training: TaskTable,
+        validation: TaskTable,
         config: TrainConfig,
         folder: Path,
         *,
@@ -96,7 +96,8 @@ class TrainLoop:
         ).in_order()
         self.schedule = Schedule(config)
         self.ema = ExponentialAverage(engine.task, config.ema) if config.ema > 0 else None
-        self.state = LoopState()
+        self.state = LoopState(sums=torch.zeros(len(engine.task.sum_names), dtype=torch.float64))
+        self._loss = engine.task.sum_names.index("loss")
         self._spent = spent
         self._clock = 0.0
         self._saved_at = 0.0
@@ -170,8 +171,8 @@ class TrainLoop:
         if self.ema is not None:
             self.ema.swap()
         sums = self.engine.evaluate([self.validation.batch(frames) for frames in self.validation_batches]).cpu()
-        score = float(sums[INDEX["loss"]])
-        found = figures(sums) | {"loss": score}
+        score = float(sums[self._loss])
+        found = self.engine.task.figures(sums) | {"loss": score}
         if score < state.best:
             state.best, state.best_figures, state.stale = score, found, 0
             state.best_weights = {name: t.detach().cpu().clone() for name, t in self.engine.task.state_dict().items()}
@@ -180,7 +181,8 @@ class TrainLoop:
         if self.ema is not None:
             self.ema.swap()
         self.schedule.validated(score)
-        trained = figures(state.sums) | {"loss": float(state.sums[INDEX["loss"]]) / max(state.steps_summed, 1)}
+        loss = float(state.sums[self._loss]) / max(state.steps_summed, 1)
+        trained = self.engine.task.figures(state.sums) | {"loss": loss}
         state.seconds = time.monotonic() - self._clock
         log.write(
             {
@@ -193,7 +195,7 @@ class TrainLoop:
             }
         )
         state.sums, state.steps_summed = torch.zeros_like(state.sums), 0
-        bar.advance(0.0, f"forces {1e3 * found['force_mae']:.1f} meV/Å")
+        bar.advance(0.0, self.engine.task.headline(found))
 
     def _progress(self) -> float:
         by_epochs = self.state.epoch / self.config.max_epochs

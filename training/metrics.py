@@ -38,22 +38,23 @@ def figures(sums: Tensor) -> dict[str, float]:
     """Mean errors in eV and Å from a vector of sums over a whole set; the loss is left to the caller."""
     s = dict(zip(SUMS, sums.tolist(), strict=True))
     result = {
-        "energy_mae": _mean(s["energy_abs"], s["structures"]),
-        "energy_mae_per_atom": _mean(s["energy_per_atom_abs"], s["structures"]),
-        "energy_rmse_per_atom": math.sqrt(_mean(s["energy_per_atom_sq"], s["structures"])),
-        "force_mae": _mean(s["force_abs"], 3 * s["atoms"]),
-        "force_rmse": math.sqrt(_mean(s["force_sq"], 3 * s["atoms"])),
+        "energy_mae": mean(s["energy_abs"], s["structures"]),
+        "energy_mae_per_atom": mean(s["energy_per_atom_abs"], s["structures"]),
+        "energy_rmse_per_atom": math.sqrt(mean(s["energy_per_atom_sq"], s["structures"])),
+        "force_mae": mean(s["force_abs"], 3 * s["atoms"]),
+        "force_rmse": math.sqrt(mean(s["force_sq"], 3 * s["atoms"])),
     }
     if s["angle_atoms"]:
         result["angle_mean_deg"] = s["angle_deg"] / s["angle_atoms"]
     if s["stress_structures"]:
         result["stress_mae"] = s["stress_abs"] / (9 * s["stress_structures"])
     if s["charge_abs"]:
-        result["charge_mae"] = _mean(s["charge_abs"], s["atoms"])
+        result["charge_mae"] = mean(s["charge_abs"], s["atoms"])
     if s["dipole_abs"]:
-        result["dipole_mae"] = _mean(s["dipole_abs"], 3 * s["structures"])
+        result["dipole_mae"] = mean(s["dipole_abs"], 3 * s["structures"])
     return result
 
 
-def _mean(total: float, count: float) -> float:
+def mean(total: float, count: float) -> float:
+    """total / count; NaN for none."""
     return total / count if count else math.nan

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,90 @@ from ..ase_calcs.potential import Potential, conserve_charge, edge_forces, edge_
 from .batches import Batch
 from .config import LossConfig
 from .losses import angle_mask, cosine, penalty
-from .metrics import INDEX, pack
+from .metrics import INDEX, SUMS, figures, pack
 
 
-class PotentialTask(nn.Module):
+class TaskBatch(Protocol):
+    """A batch of whatever a task learns from."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its fields, in a fixed order."""
+        ...
+
+    def to(self, device: torch.device | str) -> TaskBatch:
+        """A copy on another device."""
+        ...
+
+
+class TaskTable(Protocol):
+    """Examples in memory."""
+
+    @property
+    def edge_counts(self) -> Any:
+        """(F,) edges of each."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, chosen: Any) -> TaskBatch:
+        """Collate some of them."""
+        ...
+
+
+class Task(nn.Module, ABC):
+    """What the loop and the engines know of a task.
+
+    `forward(tensors, counts)` returns the loss, to be differentiated, and the sums of a batch, detached.
+    """
+
+    sum_names: ClassVar[tuple[str, ...]]  # order of the sums; one is "loss"
+    compilable: ClassVar[bool] = False  # whether `compiled.CompiledStep` can trace it
+
+    @property
+    @abstractmethod
+    def network(self) -> Any:
+        """What is trained; has a ``device``."""
+
+    @abstractmethod
+    def counts(self, batch: Any) -> Tensor:
+        """(len(sum_names),) float64: over how many examples the terms of the loss are means."""
+
+    @abstractmethod
+    def figures(self, sums: Tensor) -> dict[str, float]:
+        """Errors that people read, from sums over a whole set."""
+
+    @abstractmethod
+    def headline(self, found: dict[str, float]) -> str:
+        """The figure beside the progress bar."""
+
+
+class PotentialTask(Task):
     """Learn energies and forces (and stress, charges, dipoles) of labelled structures.
 
     Forces are computed inside `forward`, which is what DDP and DeepSpeed wrap.
     """
+
+    sum_names = SUMS
+    compilable = True
 
     def __init__(self, potential: Potential, loss: LossConfig, *, precision: str = "full") -> None:
         super().__init__()
         self.potential = potential
         self.loss = loss
         self.precision = precision
+
+    @property
+    def network(self) -> Potential:
+        """See `Task`."""
+        return self.potential
+
+    def figures(self, sums: Tensor) -> dict[str, float]:
+        """See `metrics.figures`."""
+        return figures(sums)
+
+    def headline(self, found: dict[str, float]) -> str:
+        """See `Task`."""
+        return f"forces {1e3 * found['force_mae']:.1f} meV/Å"
 
     def labels(self) -> tuple[str, ...]:
         """Labels a batch must carry besides energies and forces."""

@@ -1,6 +1,7 @@
 """Dynamics on a teacher's surface that call the teacher once every k steps."""
 
 from .hmc import SelfLearningHMC, effective_sample_size
+from .jump import JumpCounts, JumpForces, LearnedJump
 from .mts import MTSLangevin, MTSVelocityVerlet
 from .replicas import ReplicaExchangeHMC
 from .resonance import Resonance, resonance
@@ -14,6 +15,9 @@ from .temperatures import (
 )
 
 __all__ = [
+    "JumpCounts",
+    "JumpForces",
+    "LearnedJump",
     "MTSLangevin",
     "MTSVelocityVerlet",
     "ModeHeating",

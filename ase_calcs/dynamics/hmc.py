@@ -25,6 +25,7 @@ from ase import Atoms, units
 from ase.constraints import FixAtoms
 
 from ..errors import InputError, check_positive
+from ..jumps import JumpNetwork
 from .remember import Remembering
 from .restart import RestartableDynamics
 
@@ -93,6 +94,11 @@ class SelfLearningHMC(RestartableDynamics):
             raise InputError(f"`persistence` is {persistence!r}; it must be at least 0 and below 1.")
         if atoms.calc is None:
             raise InputError("The atoms have no calculator: attach the teacher (`atoms.calc = …`) before the sampler.")
+        if isinstance(student, JumpNetwork):
+            raise InputError(
+                "`student` is a jump network. Its jump is neither reversible nor does it keep volumes, so a Metropolis "
+                "test on it would sample another ensemble. `JumpForces(network)` makes shears of it, which do both."
+            )
         other = [type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms)]
         if other:
             raise InputError(

@@ -238,9 +238,10 @@ class _Teacher:
         # Plain Python values: to take one out of an array costs as much as a line of code.
         self._offsets: list[int] = block.offsets.tolist()
         self._states: list[list[int]] = block.states.tolist()
-        self._periodic: list[bool] = (block.cells.any(axis=(1, 2)) | block.pbc.any(axis=1)).tolist()
+        self._periodic: list[bool] = np.asarray(block.cells.any(axis=(1, 2)) | block.pbc.any(axis=1)).tolist()
         with suppress(Exception):  # `label` will say what is wrong
-            self._calculator(*self._states[0], block.smiles_of(0))
+            charge, multiplicity = self._states[0]
+            self._calculator(charge, multiplicity, block.smiles_of(0))
 
     def label(self, frame: int) -> dict[str, Any] | Refusal:
         """Results by name, or why there are none. What is wrong with the teacher itself is raised."""
