@@ -25,7 +25,11 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            kept = "" if ctx.invoked_subcommand in ("md", "bench") else " The same command goes on where it stopped."
+            kept = (
+                ""
+                if ctx.invoked_subcommand in ("md", "bench", "evaluate-dynamics")
+                else " The same command goes on where it stopped."
+            )
             sys.stderr.write(f"\nInterrupted.{kept}\n")
             raise SystemExit(INTERRUPTED) from None
 
@@ -367,12 +371,14 @@ def bench(
     )  # fmt: skip
 
 
-def _mount_dataset_commands() -> None:
+def _mount_other_commands() -> None:
     from .dataset_cli import app as dataset_app
+    from .dynamics_cli import TakesLists, evaluate_dynamics
 
+    app.command("evaluate-dynamics", cls=TakesLists)(evaluate_dynamics)
     app.add_typer(dataset_app, name="dataset")
 
 
-_mount_dataset_commands()
+_mount_other_commands()
 
 __all__ = ["InputError", "app"]

@@ -43,8 +43,8 @@ def signed(value: Any, decimals: int = 3, factor: float = 1.0) -> str:
     return text if text == DASH or text.startswith("−") else f"+{text}"
 
 
-def render_page(material: Any) -> str:
-    """The finished HTML."""
+def load_template(package: str, name: str) -> Any:
+    """A page of a package of ours, with the filters and the look (``page.css``) that all reports share."""
     jinja2 = require("jinja2", extra="train", purpose="write the report")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
@@ -55,7 +55,13 @@ def render_page(material: Any) -> str:
         "count": _count,
         "tally": _tally,
     }
-    template = environment.from_string((resources.files(__package__) / "report.html").read_text(encoding="utf-8"))
+    environment.globals["style"] = (resources.files(__package__) / "page.css").read_text(encoding="utf-8")
+    return environment.from_string((resources.files(package) / name).read_text(encoding="utf-8"))
+
+
+def render_page(material: Any) -> str:
+    """The finished HTML."""
+    template = load_template(__package__, "report.html")
     return template.render(
         n=material.numbers,
         config=material.config,
