@@ -65,5 +65,5 @@ endif
 	@touch .venv/installed
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet --no-build-isolation --constraint .venv/constraints.txt --editable ".[xtb,train,dask,dft,dev]"
+	$(PIP) install --quiet --no-build-isolation --constraint .venv/constraints.txt --editable ".[xtb,train,dask,dft,openmm,xtb-python,dev]"
 	@touch .venv/installed-dev

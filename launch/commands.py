@@ -89,8 +89,9 @@ Teacher = Annotated[
     typer.Option(
         "--teacher",
         "-t",
-        help="`gfn2-xtb`, `gfn1-xtb`, `mmff94`, `pyscf:METHOD/BASIS`, with options as in `gfn2-xtb?accuracy=0.01`, or "
-        "any ASE calculator as `module:Class?key=value`. Default: that of the recipe.",
+        help="`gfn2-xtb`, `gfn1-xtb`, `gfn-ff`, `mmff94`, `pyscf:METHOD/BASIS`, `openmm:amber14`, "
+        "`openmm:PATH/TO/system.xml`, with options as in `gfn2-xtb?accuracy=0.01`, or any ASE calculator as "
+        "`module:Class?key=value`. Default: that of the recipe.",
         show_default=False,
     ),
 ]

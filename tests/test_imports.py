@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What may come with torch, numpy, ase, vesin and safetensors is not ours to say; these must not come with ase_calcs.
 HEAVY = (
-    "rdkit", "tblite", "dask", "distributed", "h5py", "pydantic", "typer", "rich", "matplotlib", "jinja2",
+    "rdkit", "tblite", "xtb", "dask", "distributed", "h5py", "pydantic", "typer", "rich", "matplotlib", "jinja2",
     "tensorboard", "pytorch_optimizer", "openmm", "pyscf", "deepspeed", "wandb", "matscipy", "schnetpack",
     "biotite", "yaml",
 )  # fmt: skip

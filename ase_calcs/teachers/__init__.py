@@ -1,7 +1,7 @@
 """Teachers: the expensive calculators that label structures, made by name from one registry.
 
-Nothing here imports torch, so a process that only labels stays small. The packages behind the teachers (tblite, RDKit)
-are imported when a teacher is made.
+Nothing here imports torch, so a process that only labels stays small. The packages behind the teachers (tblite, RDKit,
+PySCF, OpenMM) are imported when a teacher is made.
 """
 
 from .registry import (
@@ -9,6 +9,7 @@ from .registry import (
     check_electron_count,
     make_teacher,
     parse_teacher,
+    teacher_files,
     teacher_names,
     teacher_settings,
     teacher_version,
@@ -19,6 +20,7 @@ __all__ = [
     "check_electron_count",
     "make_teacher",
     "parse_teacher",
+    "teacher_files",
     "teacher_names",
     "teacher_settings",
     "teacher_version",

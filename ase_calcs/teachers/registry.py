@@ -1,20 +1,24 @@
-"""One registry of teachers: `gfn2-xtb`, `mmff94`, `pyscf:PBE/def2-SVP`, or any ASE calculator as `module:Class`.
+"""One registry of teachers: `gfn2-xtb`, `pyscf:PBE/def2-SVP`, `openmm:amber14`, any ASE calculator as `module:Class`.
 
 >>> parse_teacher("gfn2-xtb?accuracy=0.01&electronic_temperature=500")
 >>> make_teacher("gfn2-xtb", charge=1)
 >>> make_teacher("pyscf:PBE/def2-SVP?grid=4")
+>>> make_teacher("openmm:peptide/system.xml?platform=CPU")
 >>> make_teacher("ase.calculators.emt:EMT?asap_cutoff=True")
 """
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +53,9 @@ class TeacherSpec:
 
     @property
     def family(self) -> str:
-        """The name without method and basis: ``"pyscf"`` of ``"pyscf:PBE/def2-SVP"``."""
-        return "pyscf" if self.name.startswith("pyscf:") else self.name
+        """The name without what varies: ``"pyscf"`` of ``"pyscf:PBE/def2-SVP"``, ``"openmm"`` of a System's file."""
+        head = self.name.partition(":")[0]
+        return head if head in ("pyscf", "openmm") and self.name not in _BUILTIN else self.name
 
     def __str__(self) -> str:
         """The canonical name: options sorted by key, so that equal teachers are spelt the same."""
@@ -60,12 +65,16 @@ class TeacherSpec:
 
 @dataclass(frozen=True)
 class _BuiltIn:
-    """A teacher that distillase brings; `factory(options, charge, multiplicity, smiles)` makes a calculator."""
+    """A teacher that distillase brings; `factory(options, charge, multiplicity, smiles)` makes a calculator.
+
+    `files` are the options that name files, whose content is part of what a label depends on.
+    """
 
     distribution: str
     extra: str
     defaults: Mapping[str, Any]
     factory: Callable[[Mapping[str, Any], int, int, str], Calculator]
+    files: tuple[str, ...] = ()
 
 
 def _make_xtb(method: str) -> Callable[[Mapping[str, Any], int, int, str], Calculator]:
@@ -89,6 +98,39 @@ def _make_pyscf(options: Mapping[str, Any], charge: int, multiplicity: int, smil
     return PySCFCalculator(charge=charge, multiplicity=multiplicity, **options)
 
 
+def _make_xtb_python(method: str) -> Callable[[Mapping[str, Any], int, int, str], Calculator]:
+    def factory(options: Mapping[str, Any], charge: int, multiplicity: int, smiles: str) -> Calculator:
+        from .xtb_python import XTBPythonCalculator
+
+        return XTBPythonCalculator(method=method, charge=charge, multiplicity=multiplicity, **options)
+
+    return factory
+
+
+def _make_gfnff(options: Mapping[str, Any], charge: int, multiplicity: int, smiles: str) -> Calculator:
+    from .xtb_python import GFNFFCalculator
+
+    return GFNFFCalculator(charge=charge, multiplicity=multiplicity, **options)
+
+
+def _make_openmm(options: Mapping[str, Any], charge: int, multiplicity: int, smiles: str) -> Calculator:
+    from .openmm_system import SystemCalculator
+
+    return SystemCalculator(charge=charge, multiplicity=multiplicity, **options)
+
+
+def _make_amber14(options: Mapping[str, Any], charge: int, multiplicity: int, smiles: str) -> Calculator:
+    from .openmm_fields import AmberCalculator
+
+    return AmberCalculator(charge=charge, multiplicity=multiplicity, **options)
+
+
+def _make_openff(options: Mapping[str, Any], charge: int, multiplicity: int, smiles: str) -> Calculator:
+    from .openmm_fields import OpenFFCalculator
+
+    return OpenFFCalculator(charge=charge, multiplicity=multiplicity, smiles=smiles, **options)
+
+
 _XTB_DEFAULTS: dict[str, Any] = {
     "accuracy": 0.1,
     "electronic_temperature": 300.0,
@@ -109,17 +151,44 @@ _PYSCF_DEFAULTS: dict[str, Any] = {
     "device": "auto",
 }
 
+_XTB_PYTHON_DEFAULTS: dict[str, Any] = {
+    "accuracy": 0.1,
+    "electronic_temperature": 300.0,
+    "max_iterations": 250,
+    "solvent": None,
+}
+
+_OPENMM_DEFAULTS: dict[str, Any] = {"platform": "Reference", "threads": 1}
+
+_OPENFF_DEFAULTS: dict[str, Any] = {
+    "force_field": "openff_unconstrained-2.2.1.offxml",
+    "charges": None,
+    "topology": "each",
+    **_OPENMM_DEFAULTS,
+}
+
 _BUILTIN: dict[str, _BuiltIn] = {
     "gfn1-xtb": _BuiltIn("tblite", "xtb", _XTB_DEFAULTS, _make_xtb("GFN1-xTB")),
     "gfn2-xtb": _BuiltIn("tblite", "xtb", _XTB_DEFAULTS, _make_xtb("GFN2-xTB")),
     "mmff94": _BuiltIn("rdkit", "train", {"variant": "MMFF94", "topology": "each"}, _make_mmff94),
     "pyscf": _BuiltIn("pyscf", "dft", _PYSCF_DEFAULTS, _make_pyscf),
+    "gfn1-xtb@xtb": _BuiltIn("xtb", "xtb-python", _XTB_PYTHON_DEFAULTS, _make_xtb_python("GFN1-xTB")),
+    "gfn2-xtb@xtb": _BuiltIn("xtb", "xtb-python", _XTB_PYTHON_DEFAULTS, _make_xtb_python("GFN2-xTB")),
+    "gfn-ff": _BuiltIn("xtb", "xtb-python", {"topology": "each", "solvent": None}, _make_gfnff),
+    "openmm": _BuiltIn("openmm", "openmm", {"masses": "check", **_OPENMM_DEFAULTS}, _make_openmm, ("path",)),
+    "openmm:amber14": _BuiltIn(
+        "openmm", "openmm", {"pdb": None, "solvation": None, **_OPENMM_DEFAULTS}, _make_amber14, ("pdb",)
+    ),
+    "openmm:openff": _BuiltIn("openmm", "openmm", _OPENFF_DEFAULTS, _make_openff, ("force_field",)),
 }
+
+# Names of families whose members are endless, as lists show them.
+_SHOWN = {"pyscf": "pyscf:METHOD/BASIS", "openmm": "openmm:PATH/TO/system.xml"}
 
 
 def teacher_names() -> list[str]:
-    """Names of the built-in teachers, sorted; PySCF's stands for all its methods."""
-    return sorted("pyscf:METHOD/BASIS" if name == "pyscf" else name for name in _BUILTIN)
+    """Names of the built-in teachers, sorted; one name stands for all of PySCF's methods and for all OpenMM Systems."""
+    return sorted(_SHOWN.get(name, name) for name in _BUILTIN)
 
 
 def parse_teacher(name: str) -> TeacherSpec:
@@ -141,6 +210,8 @@ def parse_teacher(name: str) -> TeacherSpec:
     spec = TeacherSpec(base, options)
     if spec.family == "pyscf":
         _method_and_basis(base)
+    elif spec.family == "openmm":
+        _system_file(base)
     if spec.builtin:
         allowed = _BUILTIN[spec.family].defaults
         for key in options:
@@ -164,6 +235,19 @@ def _method_and_basis(name: str) -> tuple[str, str]:
             f"Teacher `{name}` should read `pyscf:METHOD/BASIS`, e.g. `pyscf:PBE/def2-SVP` or `pyscf:HF/6-31G*`."
         )
     return method.strip(), basis.strip()
+
+
+def _system_file(name: str) -> str:
+    """``openmm:peptide/system.xml`` → ``peptide/system.xml``; whether the file is there is asked when it is read."""
+    path = name.partition(":")[2].strip()
+    if not path.lower().endswith(".xml"):
+        hint = did_you_mean(name, [key for key in _BUILTIN if key.startswith("openmm:")]) if path else ""
+        close = hint if "did you mean" in hint else "."
+        raise InputError(
+            f"Teacher `{name}` should read `openmm:PATH/TO/system.xml` (a serialised System), `openmm:amber14` or "
+            f"`openmm:openff`{close}"
+        )
+    return path
 
 
 def _parse_options(query: str, name: str) -> dict[str, Any]:
@@ -192,11 +276,42 @@ def _parse_value(key: str, text: str) -> Any:
 
 
 def teacher_settings(name: str) -> dict[str, Any]:
-    """Every setting of a teacher with defaults filled in, JSON-ready, for provenance and for hashing."""
+    """Every setting of a teacher with defaults filled in, JSON-ready, for provenance and for hashing.
+
+    A file that the name mentions is there as the SHA-256 of its content (``path_sha256``): two Systems under one name
+    are two teachers.
+
+    Raises
+    ------
+    InputError
+        Unknown teacher or option, or a file that cannot be read.
+    """
     spec = parse_teacher(name)
     defaults = _BUILTIN[spec.family].defaults if spec.builtin else {}
-    settings = {**defaults, **spec.options}
+    settings = {**defaults, **spec.options, **teacher_files(name)}
     return {key: value if _is_json(value) else repr(value) for key, value in sorted(settings.items())}
+
+
+def teacher_files(name: str) -> dict[str, str]:
+    """The SHA-256 of each file that a teacher's name mentions, by option: ``{"pdb_sha256": "9f86…"}``.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read.
+    """
+    spec = parse_teacher(name)
+    hashes = {}
+    for option in _BUILTIN[spec.family].files if spec.builtin else ():
+        path = _system_file(spec.name) if option == "path" else spec.options.get(option)
+        if path is None or (option == "force_field" and not Path(path).is_file()):  # one that the toolkit brings
+            continue
+        try:
+            hashes[f"{option}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        except OSError as error:
+            reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise InputError(f"Teacher `{name}`: `{path}` cannot be read: {reason}.") from error
+    return hashes
 
 
 def _is_json(value: Any) -> bool:
@@ -217,7 +332,7 @@ def make_teacher(name: str, charge: int = 0, multiplicity: int = 1, *, smiles: s
     multiplicity
         Spin multiplicity 2S+1.
     smiles
-        Where known: gives MMFF94 its bonds. A teacher that needs no bonds ignores it.
+        Where known: gives MMFF94 and OpenFF their bonds. A teacher that needs no bonds ignores it.
 
     Returns
     -------
@@ -240,6 +355,8 @@ def make_teacher(name: str, charge: int = 0, multiplicity: int = 1, *, smiles: s
         options = dict(spec.options)
         if spec.family == "pyscf":
             options["method"], options["basis"] = _method_and_basis(spec.name)
+        elif spec.family == "openmm":
+            options["path"] = _system_file(spec.name)
         return _BUILTIN[spec.family].factory(options, int(charge), int(multiplicity), smiles)
     return _make_from_module(spec, int(charge), int(multiplicity))
 
@@ -319,8 +436,16 @@ def teacher_version(name: str) -> str:
         builtin = _BUILTIN[spec.family]
         distribution = builtin.distribution
         try:
-            return f"{distribution} {metadata.version(distribution)}"
+            version = f"{distribution} {metadata.version(distribution)}"
+            with suppress(metadata.PackageNotFoundError):
+                if spec.family == "openmm:openff":
+                    version += f", openff-toolkit {metadata.version('openff-toolkit')}"
+            return version
         except metadata.PackageNotFoundError:
+            if distribution == "xtb":
+                from .xtb_python import require_xtb
+
+                require_xtb()
             module = require(distribution, extra=builtin.extra, purpose="make labels")
             return f"{distribution} {getattr(module, '__version__', 'of unknown version')}"
     top = spec.name.partition(":")[0].partition(".")[0]

@@ -128,7 +128,8 @@ class TeacherStamp:
         Raises
         ------
         InputError
-            Unknown teacher or option, or one whose labels would depend on their order (``guess='warm'``).
+            Unknown teacher or option, or one whose labels would depend on their order (``guess='warm'``,
+            ``topology='first'``).
         """
         spec = parse_teacher(teacher)
         settings = teacher_settings(teacher)
@@ -136,6 +137,11 @@ class TeacherStamp:
             raise InputError(
                 f"Teacher `{teacher}`: with a warm SCF guess a label depends on the structure before it, so that the "
                 "same structures in another order get other forces. Leave out `guess` to label."
+            )
+        if spec.builtin and settings.get("topology", "each") != "each":
+            raise InputError(
+                f"Teacher `{teacher}`: with the bonds of the first structure a label depends on which structure that "
+                "was. Leave out `topology` to label."
             )
         if not spec.builtin:
             # The version of a plain module is its __version__, which is known only once it is imported.
