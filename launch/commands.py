@@ -375,7 +375,9 @@ def bench(
 def _mount_other_commands() -> None:
     from .dataset_cli import app as dataset_app
     from .dynamics_cli import TakesLists, evaluate_dynamics
+    from .jump_cli import train_jump
 
+    app.command("train-jump")(train_jump)
     app.command("evaluate-dynamics", cls=TakesLists)(evaluate_dynamics)
     app.add_typer(dataset_app, name="dataset")
 

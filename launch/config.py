@@ -23,6 +23,7 @@ from ..ase_calcs.errors import InputError, did_you_mean
 from ..datasets.labelling import LabelConfig
 from ..datasets.sampling import SamplingConfig
 from ..training.config import ModelConfig, SplitConfig, TrainConfig
+from ..training.jumps.config import JumpRecipe
 from ..training.report.config import ReportConfig
 
 
@@ -74,10 +75,10 @@ def _read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values only
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with distillase."""
-    folder = resources.files(__package__) / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+def recipe_names(folder: str = "recipes") -> list[str]:
+    """Names of the recipes that come with distillase; those of jump networks are in ``jump_recipes``."""
+    entries = resources.files(__package__) / folder
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_recipe(source: str | Path = "default", overrides: Sequence[str] = ()) -> Recipe:
@@ -95,12 +96,21 @@ def load_recipe(source: str | Path = "default", overrides: Sequence[str] = ()) -
     InputError
         If there is no such recipe, a key is unknown (with the key that was probably meant) or a value is not allowed.
     """
-    tree = _read_named("default")
+    return build(Recipe, _recipe_tree("recipes", source, overrides))
+
+
+def load_jump_recipe(source: str | Path = "default", overrides: Sequence[str] = ()) -> JumpRecipe:
+    """As `load_recipe`, for jump networks: ``default``, ``mm``, ``qm`` or a file."""
+    return build(JumpRecipe, _recipe_tree("jump_recipes", source, overrides))
+
+
+def _recipe_tree(folder: str, source: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    tree = _read_named(folder, "default")
     if source != "default":
-        tree = _merged(tree, _read_recipe(source))
+        tree = _merged(tree, _read_recipe(folder, source))
     for override in overrides:
         tree = _merged(tree, _parse_override(override))
-    return build(Recipe, tree)
+    return tree
 
 
 def build(kind: type, tree: Mapping[str, Any], where: str = "") -> Any:
@@ -133,7 +143,7 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def dump_recipe(recipe: Recipe, header: str = "") -> str:
+def dump_recipe(recipe: Recipe | JumpRecipe, header: str = "") -> str:
     """The complete recipe as YAML, with `header` as comment lines before it."""
     comment = "".join(f"# {line}\n" for line in header.splitlines())
     return comment + yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True, width=120)
@@ -150,14 +160,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_named(name: str) -> dict[str, Any]:
-    text = (resources.files(__package__) / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+def _read_named(folder: str, name: str) -> dict[str, Any]:
+    text = (resources.files(__package__) / folder / f"{name}.yaml").read_text(encoding="utf-8")
     return _parse_yaml(text, f"recipe `{name}`")
 
 
-def _read_recipe(source: str | Path) -> dict[str, Any]:
-    if str(source) in recipe_names():
-        return _read_named(str(source))
+def _read_recipe(folder: str, source: str | Path) -> dict[str, Any]:
+    names = recipe_names(folder)
+    if str(source) in names:
+        return _read_named(folder, str(source))
     path = Path(source)
     if path.is_file():
         try:
@@ -165,8 +176,8 @@ def _read_recipe(source: str | Path) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The recipe {path} could not be read: {error}.") from error
     if path.suffix in (".yaml", ".yml"):
-        raise InputError(f"There is no recipe file {path}. Recipes that come along: {', '.join(recipe_names())}.")
-    raise InputError(f"Unknown recipe `{source}`{did_you_mean(str(source), recipe_names())}")
+        raise InputError(f"There is no recipe file {path}. Recipes that come along: {', '.join(names)}.")
+    raise InputError(f"Unknown recipe `{source}`{did_you_mean(str(source), names)}")
 
 
 def _parse_yaml(text: str, name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ase.cluster import Icosahedron
 from ase.constraints import FixAtoms, FixBondLength
 
 from distillase.ase_calcs.dynamics import ReplicaExchangeHMC, SelfLearningHMC, effective_sample_size
-from distillase.ase_calcs.errors import InputError
+from distillase.ase_calcs.errors import InputError, TeacherError
 
 FS = units.fs
 T = 300.0
@@ -162,6 +162,40 @@ def test_a_move_costs_one_teacher_call_taken_or_not(tmp_path: Path) -> None:
     assert teacher.calls == sampler.teacher_calls == 201
     assert sampler.get_time() == pytest.approx(200 * 12 * 2.5 * FS)
     assert len((tmp_path / "log").read_text().splitlines()) == 202
+
+
+class Walled(Surface):
+    """Has no answer beyond x = 0.2 Å."""
+
+    def get_property(self, name: str, atoms: Atoms) -> float | np.ndarray:
+        if atoms.positions[0, 0] > 0.2:
+            raise TeacherError("SCF not converged")
+        return super().get_property(name, atoms)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_where_the_teacher_has_no_answer_the_chain_does_not_go(many: bool) -> None:
+    """The ensemble is that of a wall: a harmonic groove cut off at 0.2 Å, in x the mean of a truncated normal."""
+    # A quarter of a period: every trajectory ends where nothing reminds of its start.
+    atoms, free = Atoms("H", [(0.0, 0.0, 0.0)]), Surface(harmonic(30.0))
+    if many:
+        sampler = ReplicaExchangeHMC(
+            [atoms] * 4, 2.5 * FS, teacher=Walled(harmonic(30.0)), student=free, length=7, temperatures_K=[T] * 4,
+            exchange_every=0, fixcm=False, rng=1,
+        )  # fmt: skip
+        x = np.array([[r.positions[0, 0] for r in sampler.replicas] for _ in sampler.irun(500)])
+    else:
+        atoms.calc = Walled(harmonic(30.0))
+        chain = SelfLearningHMC(atoms, 2.5 * FS, student=free, length=7, temperature_K=T, fixcm=False, rng=1)
+        x = np.array([[atoms.positions[0, 0]] for _ in chain.irun(2000)])
+    assert x.max() <= 0.2
+    sigma = 30.0**-0.5
+    grid = np.linspace(-8 * sigma, 0.2, 20001)
+    weights = np.exp(-15.0 * grid**2)
+    expected = float((grid * weights).sum() / weights.sum())
+    error = x.std() / np.sqrt(sum(effective_sample_size(chain_of_one) for chain_of_one in x.T))
+    assert abs(x.mean() - expected) < 5 * error
+    assert expected < -2 * error
 
 
 def test_the_centre_of_mass_rests_and_fixed_atoms_stay() -> None:

@@ -4,6 +4,8 @@ Sources: Duane et al., *Hybrid Monte Carlo*, Phys. Lett. B 195, 216 (1987); Horo
 algorithm*, Phys. Lett. B 268, 247 (1991), for momenta that are refreshed in part; Nagai et al., *Self-learning hybrid
 Monte Carlo*, Phys. Rev. B 102, 041124 (2020), for a surrogate's trajectory under the true energy.
 
+A structure that the teacher cannot compute has an infinite energy: the move is refused.
+
 One move, with the teacher's potential U, kinetic energy K and β = 1/(k_B T):
 
     p ← c p + √(1 − c²) √(m k_B T) ξ             momenta, refreshed in part (c = 0: wholly)
@@ -22,9 +24,10 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
+from ase.calculators.calculator import CalculationFailed, CalculatorError
 from ase.constraints import FixAtoms
 
-from ..errors import InputError, check_positive
+from ..errors import InputError, TeacherError, check_positive
 from ..jumps import JumpNetwork
 from .remember import Remembering
 from .restart import RestartableDynamics
@@ -168,7 +171,7 @@ class SelfLearningHMC(RestartableDynamics):
         proposal = atoms.copy()
         proposal.set_constraint()
         proposal.positions = positions
-        after = self.teacher.get_property("energy", proposal) + self._kinetic(moved)
+        after = energy_or_infinity(self.teacher, proposal) + self._kinetic(moved)
         difference = (after - before) / self._kT
         if not math.isfinite(difference):
             difference = math.inf  # the student left the region where the teacher has an energy
@@ -287,6 +290,14 @@ class SelfLearningHMC(RestartableDynamics):
         # Length and step may have been found in a burn-in; they come from the file.
         names = ("temperature_K", "persistence", "fixcm")
         return super()._settings() | {name: getattr(self, name) for name in names}
+
+
+def energy_or_infinity(teacher: Any, atoms: Atoms) -> float:
+    """eV; infinite where the teacher has no answer (an SCF that does not converge), so that the move is refused."""
+    try:
+        return float(teacher.get_property("energy", atoms))
+    except (TeacherError, CalculationFailed, CalculatorError):
+        return math.inf
 
 
 def effective_sample_size(values: np.ndarray) -> float:

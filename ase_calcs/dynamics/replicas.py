@@ -18,6 +18,7 @@ import numpy as np
 from ase import Atoms, units
 
 from ..errors import InputError, check_positive
+from .hmc import energy_or_infinity
 
 
 class ReplicaExchangeHMC:
@@ -144,7 +145,8 @@ class ReplicaExchangeHMC:
         positions, momenta = self._trajectories(walkers, momenta)
         for walker, x in zip(walkers, positions, strict=True):
             walker.positions = x
-        proposed = np.array([self._teacher_energy(walker) for walker in walkers])
+        self.teacher_calls += len(walkers)
+        proposed = np.array([energy_or_infinity(self.teacher, walker) for walker in walkers])
         difference = (proposed + self._kinetic(momenta) - before) / self._kT
         taken = np.log(1.0 - self.rng.random(len(difference))) < -np.where(np.isfinite(difference), difference, np.inf)
         for i in np.flatnonzero(taken):
