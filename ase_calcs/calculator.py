@@ -15,7 +15,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from .electronic_state import check_electronic_state, electronic_state
 from .errors import DistillaseError, InputError, StructureError, did_you_mean
-from .evaluation import State, as_results, one_of_batch, possible_properties, state_key, state_of
+from .evaluation import State, as_results, few_threads, one_of_batch, possible_properties, state_key, state_of
 from .graph import AtomGraph, batch_graphs
 from .modelfile import dtype_name
 from .neighbors import EdgeArrays, SkinNeighborList, graph_from_arrays, moved_graph
@@ -341,7 +341,7 @@ class PotentialCalculator(Calculator):
 
     def _evaluate(self, graph: AtomGraph, properties: Sequence[str]) -> PotentialOutput:
         """The network, eager or compiled; nothing else here knows which."""
-        with torch.no_grad():
+        with torch.no_grad(), few_threads(graph):
             return self._network(graph, properties)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PotentialCalculator:

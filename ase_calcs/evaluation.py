@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 
 from .errors import StructureError
+from .graph import AtomGraph
 from .potential import PotentialOutput
 
 StateKey = tuple[bytes, bytes, bytes, bytes, int, int]
@@ -118,3 +121,24 @@ def one_of_batch(output: PotentialOutput, number: int, atoms: slice) -> Potentia
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy(force=True).astype(np.float64)
+
+
+SMALL = 2000  # edges; what a molecule of some tens of atoms has
+
+
+@contextmanager
+def few_threads(graph: AtomGraph) -> Iterator[None]:
+    """One thread for a small graph on the CPU; the caller's number is put back afterwards.
+
+    Its loops are too short to share. A second thread gains nothing on an idle machine, and on a busy one each loop
+    waits for a thread that is not running: a step of ethanol then takes a hundred times as long.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or graph.positions.device.type != "cpu" or graph.edges.shape[1] > SMALL:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

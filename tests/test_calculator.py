@@ -433,3 +433,31 @@ def test_an_error_in_a_batch_says_which_structure(calc):
     with pytest.raises(PropertyNotImplementedError):
         calc.calculate_many([molecule("H2O")], ["magmoms"])
     assert calc.calculate_many([]) == []
+
+
+def test_small_molecules_are_computed_on_one_thread(monkeypatch):
+    """And the caller's number of threads is put back, also after an error; large graphs keep it."""
+    seen = []
+    calculator = PotentialCalculator(PaiNN((1, 6, 8), features=8, layers=1))
+    network = calculator._network
+
+    def spy(graph, properties):
+        seen.append((graph.edges.shape[1], torch.get_num_threads()))
+        if len(seen) == 3:
+            raise RuntimeError("broken")
+        return network(graph, properties)
+
+    monkeypatch.setattr(calculator, "_network", spy)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        small = molecule("CH3CH2OH")
+        calculator.calculate_many([small], ["energy"])
+        calculator.calculate_many([small] * 40, ["energy"])
+        with pytest.raises(RuntimeError, match="broken"):
+            calculator.calculate_many([small], ["energy"])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert [threads for _, threads in seen] == [1, 2, 1]
+    assert seen[1][0] > 2000 > seen[0][0]
