@@ -367,12 +367,13 @@ def bench(
     )  # fmt: skip
 
 
-def _mount_dataset_commands() -> None:
+def _mount_others() -> None:
+    from . import trajectory_cli  # noqa: F401 (adds its command to `app`)
     from .dataset_cli import app as dataset_app
 
     app.add_typer(dataset_app, name="dataset")
 
 
-_mount_dataset_commands()
+_mount_others()
 
 __all__ = ["InputError", "app"]

@@ -21,7 +21,7 @@ from distillase.launch import commands, pipeline
 from distillase.launch.cli import main
 from distillase.launch.config import load_recipe
 
-COMMANDS = ("distill", "prepare", "label", "train", "validate", "md", "bench", "dataset")
+COMMANDS = ("distill", "prepare", "label", "train", "validate", "md", "bench", "trajectories", "dataset")
 
 
 def run(*arguments: str) -> int:
