@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from ..ase_calcs.errors import DataError, InputError
 from ..ase_calcs.progress import Progress, SilentProgress
 from .foreign import ImportOptions, Seen, read_ase_db, read_extxyz, write_ase_db, write_extxyz
-from .npz import read_npz, write_npz
+from .npz import MoleculeFile, load_npz, write_npz
 from .splits import SplitBy, split_indices
 from .store import Dataset
 from .structure import Labels
@@ -31,12 +32,10 @@ SUFFIXES: dict[str, Format] = {
 }
 READERS: dict[Format, Callable[[Path, ImportOptions, Seen], Iterator[Frame]]] = {
     "extxyz": read_extxyz,
-    "npz": read_npz,
     "db": read_ase_db,
 }
 WRITERS: dict[Format, Callable[[Path, Iterable[Frame]], int]] = {
     "extxyz": write_extxyz,
-    "npz": write_npz,
     "db": write_ase_db,
 }
 
@@ -89,10 +88,13 @@ def convert_file(
 ) -> ConvertResult:
     """Convert between dataset files (.h5), extended XYZ, NPZ and ASE databases, by suffix.
 
+    A folder stands for the NPZ files in it, one for each molecule: as the source all of them are read, by name; as the
+    target of a dataset file it gets them.
+
     Parameters
     ----------
     source, target
-        Files; the target is replaced in one step.
+        Files or folders; a target file is replaced in one step.
     options
         Names, units, charge and multiplicity for foreign sources. Must be None for a dataset file.
     need
@@ -111,10 +113,12 @@ def convert_file(
         Unknown suffix, unit or key, or source and target are one file.
     """
     source, target = Path(source), Path(target)
-    from_format, to_format = format_of(source), format_of(target)
+    from_format = "npz" if source.is_dir() else format_of(source)
+    to_folder = from_format == "dataset" and (target.is_dir() or not target.suffix)
+    to_format = "npz" if to_folder else format_of(target)
     if source.resolve() == target.resolve():
         raise InputError(f"Source and target are the same file, {source}; name another target.")
-    if not source.is_file():
+    if not source.exists():
         raise DataError(f"There is no file {source}.")
     if from_format == "dataset" and options not in (None, ImportOptions()):
         raise InputError(f"{source.name} is a dataset file: its units, names and charges are fixed; drop the options.")
@@ -126,15 +130,24 @@ def convert_file(
             dataset = Dataset(source)
             frames: Iterable[Frame] = dataset.frames()
             provenance: Mapping[str, Any] = dataset.provenance
+        elif from_format == "npz":
+            files = [load_npz(path, options or ImportOptions(), seen) for path in _files(source)]
+            frames = (frame for file in files for frame in file.frames())
+            provenance = _provenance(source, options or ImportOptions(), teacher) | _said_by(files, teacher)
         else:
             frames = READERS[from_format](source, options or ImportOptions(), seen)
             provenance = _provenance(source, options or ImportOptions(), teacher)
         counted = counts.over(frames, source, need, seen, bar.advance)
         if to_format == "dataset":
             write_dataset(target, counted, provenance=provenance)
+        elif to_folder:
+            _write_npz_folder(target, Dataset(source), counted)
         else:
             with atomic_write(target) as temporary:
-                WRITERS[to_format](temporary, counted)
+                if to_format == "npz":
+                    write_npz(temporary, counted, provenance)
+                else:
+                    WRITERS[to_format](temporary, counted)
     notes = [f"{count} frames: {text}" for text, count in seen.notes.items()]
     for name, count in (("energy", counts.energy), ("forces", counts.forces)):
         if 0 < count < counts.frames:
@@ -174,13 +187,56 @@ class _Counts:
 
 
 def _provenance(source: Path, options: ImportOptions, teacher: str | None) -> dict[str, Any]:
-    with open(source, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    hashes = {}
+    for path in _files(source):
+        with open(path, "rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    single = {"file": source.name, "sha256": hashes.get(source.name)}
     return {
         "teacher": teacher,
-        "source": {"file": source.name, "sha256": digest},
+        "source": {"folder": source.name, "sha256": hashes} if source.is_dir() else single,
         "import": {k: v for k, v in asdict(options).items() if v is not None},
     }
+
+
+def _files(source: Path) -> list[Path]:
+    """The file, or the NPZ files of a folder by name."""
+    found = sorted(source.glob("*.npz")) if source.is_dir() else [source]
+    if not found:
+        raise DataError(f"The folder {source} holds no NPZ files; other formats are converted file by file.")
+    return found
+
+
+def _said_by(files: Sequence[MoleculeFile], teacher: str | None) -> dict[str, Any]:
+    """What NPZ files that become one dataset say together: their teacher and their trajectories."""
+    said: dict[str, Any] = {}
+    if teacher is None:
+        teachers = {tuple(_plain(file.provenance.get(key)) for key in TEACHER_KEYS) for file in files}
+        if len(teachers) > 1:
+            names = ", ".join(sorted(" ".join(filter(None, names)) or "one not said" for names in teachers))
+            raise DataError(
+                f"The files are of different teachers ({names}), which do not belong in one set. If you know that "
+                f"they do, name one teacher for all of them with --teacher."
+            )
+        said = {key: files[0].provenance[key] for key in TEACHER_KEYS if key in files[0].provenance}
+    if all("trajectories" in file.provenance for file in files):
+        said["trajectories"] = [record for file in files for record in file.provenance["trajectories"]]
+    return said
+
+
+def _write_npz_folder(folder: Path, dataset: Dataset, frames: Iterable[Frame]) -> None:
+    """One NPZ file for each molecule, named after its group; `frames` are those of the dataset."""
+    molecules: dict[tuple[str, bytes], list[Frame]] = {}
+    for frame in frames:
+        molecules.setdefault((frame[0].group, frame[0].numbers.tobytes()), []).append(frame)
+    used: set[str] = set()
+    for (group, _), own in molecules.items():
+        name = re.sub(r"[^\w.+-]", "_", group) or "molecule"
+        while name in used:
+            name += "_"
+        used.add(name)
+        with atomic_write(folder / f"{name}.npz") as temporary:
+            write_npz(temporary, own, dataset.provenance)
 
 
 # ----------------------------------------------------------------------------------------------------- merge and split

@@ -49,6 +49,8 @@ class ImportOptions:
     length_unit, energy_unit
         Units of the file; forces are energy/length, stresses energy/length³, dipoles e·length. None means Å and eV
         for extxyz and ASE databases, nm and kJ/mol for NPZ files with `atom_types`, and an error for other NPZ files.
+    interval
+        fs between two frames of a trajectory, for NPZ files that do not say.
     """
 
     energy_key: str | None = None
@@ -61,6 +63,7 @@ class ImportOptions:
     multiplicity: int | None = None
     length_unit: str | None = None
     energy_unit: str | None = None
+    interval: float | None = None
 
     def factors(self, length: str | None, energy: str | None, path: Path) -> tuple[float, float]:
         """Å and eV per unit of the file, given the format's own units."""

@@ -373,6 +373,7 @@ def bench(
 
 
 def _mount_other_commands() -> None:
+    from . import trajectory_cli  # noqa: F401 (adds its command to `app`)
     from .dataset_cli import app as dataset_app
     from .dynamics_cli import TakesLists, evaluate_dynamics
     from .jump_cli import train_jump

@@ -22,7 +22,7 @@ dataset_app = typer.Typer(
     help="""Look into dataset files, check, convert, merge and split them.
 
 A dataset file (.h5) holds geometries with or without labels, in eV, Å, fs and e. Other formats come in and go out
-through `convert`: extended XYZ (.xyz, .extxyz), NPZ of one molecule (.npz) and ASE databases (.db).
+through `convert`: extended XYZ (.xyz, .extxyz), NPZ of one molecule (.npz) or folders of them, ASE databases (.db).
 """,
 )
 app = dataset_app
@@ -127,8 +127,12 @@ def validate(file: File, as_json: Json = False) -> None:
 
 @dataset_app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="File to read (.h5 .xyz .extxyz .npz .db).", show_default=False)],
-    target: Annotated[Path, typer.Argument(help="File to write (same suffixes).", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(help="File to read (.h5 .xyz .extxyz .npz .db), or a folder of .npz.", show_default=False)
+    ],
+    target: Annotated[
+        Path, typer.Argument(help="File to write (same suffixes), or a folder for .npz.", show_default=False)
+    ],
     need: Annotated[
         str, typer.Option(help="What at least one frame must have: `forces` (and energy), `energy` or `nothing`.")
     ] = "forces",
@@ -142,6 +146,10 @@ def convert(
     multiplicity: Annotated[Number, typer.Option(help="2S+1 of frames that do not say.")] = None,
     length_unit: Annotated[Text, typer.Option(help="Å, nm or bohr; needed for foreign NPZ files.")] = None,
     energy_unit: Annotated[Text, typer.Option(help="eV, kcal/mol, kJ/mol or hartree; likewise.")] = None,
+    interval: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="fs between two frames of a trajectory in NPZ files that do not say."),
+    ] = None,
     teacher: Annotated[Text, typer.Option(help="Who made the labels, e.g. `PBE/def2-SVP`.")] = None,
 ) -> None:
     """Convert between dataset files, extended XYZ, NPZ and ASE databases, by suffix.
@@ -153,6 +161,8 @@ def convert(
         distillase dataset convert labels.xyz labels.h5 --energy-key energy_xtb --forces-key forces_xtb
 
         distillase dataset convert rmd17_ethanol.npz ethanol.h5 --length-unit Å --energy-unit kcal/mol
+
+        distillase dataset convert runs/traj/trajectories.h5 npz/
     """
     from ..datasets.convert import convert_file
     from ..datasets.foreign import ImportOptions
@@ -170,6 +180,7 @@ def convert(
         multiplicity=multiplicity,
         length_unit=length_unit,
         energy_unit=energy_unit,
+        interval=interval,
     )
     result = convert_file(
         source,

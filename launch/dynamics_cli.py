@@ -93,7 +93,7 @@ def evaluate_dynamics(
     All files hold trajectories of the same molecules. `docs/dynamics.md` says how to read the report.
     """
     # Lazily and by name: reading needs what only the `train` extra brings.
-    from ..datasets.trajectory import read_trajectories  # type: ignore[attr-defined]
+    from ..datasets.trajectory import read_trajectories
     from ..training.dynamics_report import write_dynamics_report
     from ..training.dynamics_report.runs import CONTROL, REFERENCE
     from ..training.dynamics_report.write import PAGE

@@ -21,7 +21,17 @@ from ..ase_calcs.teachers import parse_teacher
 from ..datasets.store import Dataset, write_dataset
 from ..datasets.structure import Structure
 from .config import Recipe, dump_recipe, flatten, to_plain
-from .stages import Stage, check_inputs, file_hash, read_record, run_stage, set_aside, write_text
+from .stages import (
+    Stage,
+    check_inputs,
+    file_hash,
+    is_file,
+    named_input,
+    read_record,
+    run_stage,
+    set_aside,
+    write_text,
+)
 
 READ = Stage("read", "Reading molecules", ("molecules.h5", "intake.json"))
 SAMPLE = Stage("sample", "Sampling geometries", ("geometries.h5",), ("sampling",))
@@ -112,7 +122,7 @@ def stage_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
         return {key: value for key, value in flat.items() if key.split(".")[0] in sections}
 
     return {
-        READ.name: {**part("seed", "allow_no_hydrogen"), "molecules": [_named(item) for item in recipe.molecules]},
+        READ.name: {**part("seed", "allow_no_hydrogen"), "molecules": [named_input(item) for item in recipe.molecules]},
         SAMPLE.name: part("seed", "sampling", "teacher"),
         LABEL.name: part("teacher", "labelling"),
         TRAIN.name: part("seed", "split", "model", "training"),
@@ -167,7 +177,7 @@ def _read(run: Run) -> Path:
         if not intake.structures:
             raise DataError(f"None of the molecules could be used; the reasons are in {run.folder / 'intake.json'}.")
         show_composition(composition_check(intake.structures, allow_no_hydrogen=recipe.allow_no_hydrogen), run.progress)
-        provenance = {"sources": [_named(item) for item in recipe.molecules], "seed": recipe.seed}
+        provenance = {"sources": [named_input(item) for item in recipe.molecules], "seed": recipe.seed}
         write_dataset(target, ((s, None) for s in intake.structures), provenance=provenance)
         return {"accepted": len(intake.structures), "refused": len(refusals)}
 
@@ -367,19 +377,7 @@ def _content_hash(path: Path) -> str:
 
 
 def _absolute(item: str) -> str:
-    return str(Path(item).resolve()) if _is_file(item) else item
-
-
-def _is_file(item: str) -> bool:
-    try:
-        return Path(item).is_file()
-    except OSError:  # a SMILES too long for a file name
-        return False
-
-
-def _named(item: str) -> str:
-    """A file by its name and content, wherever it lies; a SMILES as it is."""
-    return f"{Path(item).name} ({file_hash(Path(item))[:12]})" if _is_file(item) else item
+    return str(Path(item).resolve()) if is_file(item) else item
 
 
 __all__ = ["STAGES", "Run", "begin", "distill", "label", "prepare", "stage_settings", "train_student", "validate"]

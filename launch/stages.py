@@ -66,6 +66,19 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_file(item: str) -> bool:
+    """Whether it names a file, and is no SMILES."""
+    try:
+        return Path(item).is_file()
+    except OSError:  # a SMILES too long for a file name
+        return False
+
+
+def named_input(item: str) -> str:
+    """A file by its name and content, wherever it lies; a SMILES as it is."""
+    return f"{Path(item).name} ({file_hash(Path(item))[:12]})" if is_file(item) else item
+
+
 def read_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
     """What is recorded of a stage, or None if it was never begun (or its record is unreadable)."""
     path = folder / RECORDS / f"{stage.name}.json"

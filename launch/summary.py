@@ -24,6 +24,8 @@ FILES = {
     "report.html": "whether to trust the student; open it in a browser",
     "model.safetensors": 'the student: PotentialCalculator("…/model.safetensors")',
     "dataset.h5": "geometries with the teacher's labels",
+    "trajectories.h5": "a teacher's dynamics: positions, velocities, forces, energies",
+    "trajectories.yaml": "how the trajectories were made",
     "config.yaml": "the complete recipe; run it again with --recipe",
     "metrics.jsonl": "losses and errors during training, one JSON object a line",
     "splits.json": "which frames were trained on, validated on, tested on",
@@ -34,6 +36,7 @@ FILES = {
     "intake.json": "what was refused or changed on reading, with reasons",
     "labels": "every label as it arrived; never computed twice",
     "sampling": "finished trajectories, for an interrupted run; may be deleted",
+    "trajectories": "for an interrupted run, and to add to trajectories.h5; may be deleted",
     "tensorboard": "tensorboard --logdir",
     "error.log": "the traceback of an unexpected error",
 }

@@ -21,7 +21,10 @@ from distillase.launch import commands, pipeline
 from distillase.launch.cli import main
 from distillase.launch.config import load_recipe
 
-COMMANDS = ("distill", "prepare", "label", "train", "validate", "md", "bench", "evaluate-dynamics", "dataset")
+COMMANDS = (
+    "distill", "prepare", "label", "train", "validate", "md", "bench", "trajectories", "train-jump",
+    "evaluate-dynamics", "dataset",
+)  # fmt: skip
 
 
 def run(*arguments: str) -> int:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -449,9 +450,15 @@ def teacher_version(name: str) -> str:
             module = require(distribution, extra=builtin.extra, purpose="make labels")
             return f"{distribution} {getattr(module, '__version__', 'of unknown version')}"
     top = spec.name.partition(":")[0].partition(".")[0]
-    for distribution in metadata.packages_distributions().get(top, []):
+    for distribution in _distributions().get(top, []):
         return f"{distribution} {metadata.version(distribution)}"
     return f"{top} {getattr(sys.modules.get(top), '__version__', 'of unknown version')}"
+
+
+@lru_cache(maxsize=1)
+def _distributions() -> Mapping[str, list[str]]:
+    """Distributions by the packages they bring; half a second, for every installed file list is read."""
+    return metadata.packages_distributions()
 
 
 def check_electron_count(numbers: np.ndarray, charge: int, multiplicity: int) -> None:

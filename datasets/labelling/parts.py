@@ -7,7 +7,6 @@ but what the parts say, keyed by structure hash; there is no second file that co
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -24,6 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ...ase_calcs.errors import DataError
+from ..lock import locked
 from ..structure import Labels
 from .config import TeacherStamp
 
@@ -299,12 +299,7 @@ def exclusive(labels_dir: Path) -> Iterator[None]:
     DataError
         Another run is at work in the folder.
     """
-    labels_dir.mkdir(parents=True, exist_ok=True)
-    with open(labels_dir / "lock", "a") as lock:  # the lock goes with the process, however it ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"Another run is labelling in {labels_dir}: wait for it, or stop it.") from error
+    with locked(labels_dir, "labelling"):
         shutil.rmtree(work_dir(labels_dir), ignore_errors=True)
         work_dir(labels_dir).mkdir(exist_ok=True)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...ase_calcs.errors import InputError, check_at_least, check_positive
+from ...ase_calcs.errors import InputError, check_at_least, check_positive, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,81 @@ class MDConfig:
             check_positive(name, getattr(self, name))
         _temperatures(self, "temperatures_K")
         _surface(self)
-        if self.timestep > 2.0:
-            raise InputError(f"`timestep` is {self.timestep} fs; bonds to hydrogen need 1 fs or less, 2 is the limit.")
+        _short(self.timestep)
+
+
+@dataclass(frozen=True)
+class TrajectoryConfig:
+    """Baseline trajectories of a teacher; see `run_trajectories`.
+
+    Attributes
+    ----------
+    integrator
+        ``"langevin"`` (BAOAB, canonical ensemble) or ``"verlet"`` (velocity Verlet, constant energy).
+    temperature_K
+        K, of the first velocities and of the thermostat.
+    timestep
+        fs.
+    picoseconds
+        ps from the first frame to the last.
+    interval
+        fs between two frames, a multiple of the time step.
+    friction
+        1/fs, of the thermostat; with ``"verlet"`` it acts in the equilibration alone.
+    equilibrate
+        ps with the thermostat before the first frame, whatever the integrator.
+    trajectories
+        For each molecule, from its input geometries and then from its conformers, in turn.
+    conformers
+        Embedded for each molecule that has fewer input geometries than trajectories.
+    max_force
+        eV/Å; a trajectory whose frame has a larger force has blown up.
+    """
+
+    integrator: Literal["langevin", "verlet"] = "langevin"
+    temperature_K: float = 300.0
+    timestep: float = 0.5
+    picoseconds: float = 10.0
+    interval: float = 10.0
+    friction: float = 0.01
+    equilibrate: float = 1.0
+    trajectories: int = 1
+    conformers: int = 10
+    max_force: float = 100.0
+
+    def __post_init__(self) -> None:
+        if self.integrator not in ("langevin", "verlet"):
+            allowed = did_you_mean(self.integrator, ("langevin", "verlet"))
+            raise InputError(f"Unknown integrator `{self.integrator}`{allowed}")
+        for name in ("temperature_K", "timestep", "picoseconds", "interval", "friction", "max_force"):
+            check_positive(name, getattr(self, name))
+        check_at_least("equilibrate", self.equilibrate, 0)
+        _whole(self, "trajectories", at_least=1)
+        _whole(self, "conformers", at_least=0)
+        _short(self.timestep)
+        _multiple("interval", self.interval, "time step", self.timestep)
+        _multiple("picoseconds", 1000 * self.picoseconds, "interval", self.interval)
+        _multiple("equilibrate", 1000 * self.equilibrate, "time step", self.timestep)
+
+    @property
+    def stride(self) -> int:
+        """Steps between two frames."""
+        return round(self.interval / self.timestep)
+
+    @property
+    def equilibration_steps(self) -> int:
+        """Steps before the first frame."""
+        return round(1000 * self.equilibrate / self.timestep)
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of one trajectory, the first and the last included."""
+        return round(1000 * self.picoseconds / self.interval) + 1
+
+    @property
+    def steps(self) -> int:
+        """Steps of one trajectory, equilibration included."""
+        return self.equilibration_steps + (self.n_frames - 1) * self.stride
 
 
 @dataclass(frozen=True)
@@ -115,6 +188,21 @@ def _whole(config: Any, *names: str, at_least: int) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
             raise InputError(f"`{name}` is {value!r}; it must be a whole number, {at_least} or more.")
+
+
+def _short(timestep: float) -> None:
+    if timestep > 2.0:
+        raise InputError(f"`timestep` is {timestep} fs; bonds to hydrogen need 1 fs or less, 2 is the limit.")
+
+
+def _multiple(name: str, value: float, of: str, part: float) -> None:
+    """Refuse a length of time that is not made of whole parts."""
+    parts = value / part
+    if abs(parts - round(parts)) > 1e-6 * max(1.0, parts):
+        nearest = " or ".join(f"{n * part:g}" for n in (int(parts), int(parts) + 1) if n)
+        raise InputError(
+            f"`{name}` is {value:g} fs, which is not a multiple of the {of}, {part:g} fs; take {nearest} fs."
+        )
 
 
 def _temperatures(config: Any, name: str) -> None:

@@ -98,13 +98,16 @@ def _advance(dynamics: Langevin, atoms: Atoms, steps: int) -> str:
 
 
 def _fault(atoms: Atoms, guard: Guard, temperature_K: float, max_force: float) -> str:
-    fault = guard.fault(atoms.positions)
-    if fault:
-        return fault
+    return guard.fault(atoms.positions) or pulled(atoms, max_force) or overheated(atoms, temperature_K)
+
+
+def pulled(atoms: Atoms, max_force: float) -> str:
+    """What is said of a force above `max_force`, eV/Å, or one that is not finite; else ``""``."""
     force = float(np.sqrt((atoms.get_forces() ** 2).sum(axis=1)).max())
-    if not force <= max_force:
-        return f"a force of {force:.0f} eV/Å"
+    return "" if force <= max_force else f"a force of {force:.0f} eV/Å"
+
+
+def overheated(atoms: Atoms, temperature_K: float) -> str:
+    """What is said of atoms so hot that they must have exploded, or of momenta that are not finite; else ``""``."""
     kinetic = atoms.get_kinetic_energy() / (1.5 * KB * max(len(atoms), _FEWEST_DEGREES / 3))
-    if not kinetic <= _HOTTEST * temperature_K:
-        return f"it heated up to {kinetic:.0f} K"
-    return ""
+    return "" if kinetic <= _HOTTEST * temperature_K else f"it heated up to {kinetic:.0f} K"

@@ -5,30 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ...ase_calcs.errors import TeacherError
-from ...ase_calcs.progress import Progress, ProgressTask
+from ...ase_calcs.progress import Progress
 from ..structure import Structure
 from .config import SamplingConfig
 from .conformers import embed_conformers
 from .displacements import boltzmann_factor, displace_along_modes, hessian, rattle, relax
 from .dynamics import run_trajectory
 from .guards import Guard
+from .processes import in_processes
 from .surface import make_surface, surface_identity, surface_name
 
 _FORMAT = 1  # counted up when the same job would give another result
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -217,7 +213,7 @@ def run_jobs(
                 results[k] = _perform_and_save(jobs[k], paths[k], task.advance)
         else:
             todo.sort(key=lambda k: -jobs[k].cost)  # the longest first, so that none is left over at the end
-            for k, result in _in_processes([(jobs[k], paths[k]) for k in todo], todo, workers, task):
+            for k, result in in_processes(_work, {k: (jobs[k], paths[k]) for k in todo}, workers, task):
                 results[k] = result
     return [result for result in results if result is not None]
 
@@ -237,66 +233,5 @@ def _perform_and_save(job: Job, path: Path | None, advance: Callable[[float], No
     return result
 
 
-def _in_processes(
-    work: list[tuple[Job, Path | None]], labels: list[int], workers: int, task: ProgressTask
-) -> Iterator[tuple[int, Result]]:
-    context = get_context("spawn")
-    counter = context.Value("d", 0.0)
-    reported = 0.0
-    with _one_thread_each():
-        pool = ProcessPoolExecutor(min(workers, len(work)), context, _start_worker, (counter,))
-        pending: dict[Future[Result], int] = {
-            pool.submit(_work, job, path): k for k, (job, path) in zip(labels, work, strict=True)
-        }
-    try:
-        waiting = set(pending)
-        while waiting:
-            finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-            amount = counter.value
-            if amount > reported:
-                task.advance(amount - reported)
-                reported = amount
-            for future in finished:
-                yield pending[future], future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Numerical libraries read these when a process loads them: they must be in the environment at its birth."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-_counter: Any = None  # of a worker process
-
-
-def _start_worker(counter: Any) -> None:
-    global _counter
-    _counter = counter
-
-    def follow_parent() -> None:
-        # A worker whose parent was killed would wait for work for ever.
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-
-
-def _work(job: Job, path: Path | None) -> Result:
-    def advance(amount: float) -> None:
-        with _counter.get_lock():
-            _counter.value += amount
-
-    return _perform_and_save(job, path, advance)
+def _work(item: tuple[Job, Path | None], advance: Callable[[float], None]) -> Result:
+    return _perform_and_save(*item, advance)

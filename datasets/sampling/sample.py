@@ -29,7 +29,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class _Molecule:
+class Molecule:
     """Input geometries of one molecule: the same group, atoms in the same order, electronic state and cell."""
 
     reference: Structure
@@ -37,6 +37,7 @@ class _Molecule:
     identity: str  # what its seeds are derived from
 
     def seed(self, seed: int, *what: object) -> int:
+        """A seed for one piece of work on this molecule, derived from the one seed of the run."""
         text = "\x1f".join(str(part) for part in (seed, self.identity, *what))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
@@ -103,8 +104,8 @@ def sample_with_notes(
     if not molecules:
         raise InputError("There are no molecules to sample.")
     parse_teacher(teacher)
-    known = _gather(molecules)
-    embedding = [_conformer_job(m, config, teacher, seed) for m in known]
+    known = gather(molecules)
+    embedding = [conformer_job(m, config, teacher, seed) for m in known]
     found = run_jobs(embedding, workers=workers, cache_dir=cache_dir, description="conformers", progress=progress)
     notes = [_note(job, note) for job, result in zip(embedding, found, strict=True) for note in result.notes]
 
@@ -133,7 +134,8 @@ def sample_with_notes(
     return Sample(structures, notes)
 
 
-def _gather(molecules: Sequence[Structure]) -> list[_Molecule]:
+def gather(molecules: Sequence[Structure]) -> list[Molecule]:
+    """Structures by molecule, in the order of the input."""
     gathered: dict[tuple[str, str], list[Structure]] = {}
     for structure in molecules:
         # What the structure's own hash covers, but for the positions.
@@ -143,11 +145,12 @@ def _gather(molecules: Sequence[Structure]) -> list[_Molecule]:
     for (group, _), inputs in gathered.items():
         identity = hashlib.blake2b("".join([group, *(s.key() for s in inputs)]).encode(), digest_size=16).hexdigest()
         named = [replace(s, origin=s.origin or "input") for s in inputs]
-        known.append(_Molecule(named[0], named, identity))
+        known.append(Molecule(named[0], named, identity))
     return known
 
 
-def _conformer_job(molecule: _Molecule, config: SamplingConfig, teacher: str, seed: int) -> Job:
+def conformer_job(molecule: Molecule, config: SamplingConfig, teacher: str, seed: int) -> Job:
+    """The embedding of as many conformers as the configuration asks for; none of a periodic structure."""
     reference = molecule.reference
     count = 0 if np.any(reference.pbc) else config.conformers  # RDKit knows no periodic boundary conditions
     return Job(
@@ -163,7 +166,7 @@ def _conformer_job(molecule: _Molecule, config: SamplingConfig, teacher: str, se
 
 
 def _jobs(
-    molecule: _Molecule,
+    molecule: Molecule,
     starts: np.ndarray,
     config: SamplingConfig,
     teacher: str,
@@ -202,7 +205,7 @@ def _jobs(
     return jobs
 
 
-def _thin(molecule: _Molecule, pieces: list[Structure], config: SamplingConfig, notes: list[str]) -> list[Structure]:
+def _thin(molecule: Molecule, pieces: list[Structure], config: SamplingConfig, notes: list[str]) -> list[Structure]:
     """Drop clashes and duplicates, then select; the order is kept."""
     reference = molecule.reference
     guard = Guard.of(

@@ -27,6 +27,15 @@ def surface_name(surface: Literal["mmff94", "teacher"], teacher: str, *, dynamic
     return str(spec)
 
 
+def labelling_surface(teacher: str) -> str:
+    """The registry name of a teacher whose energies and forces along a trajectory are kept as labels.
+
+    Every SCF starts cold, so that a label depends on its structure alone and a trajectory can be taken up anywhere;
+    MMFF94 keeps the bonds it began with.
+    """
+    return surface_name("teacher", teacher, dynamics=False)
+
+
 def surface_identity(name: str) -> str:
     """Name, version and the hashes of the files it mentions, for the keys of cached work."""
     return f"{name} [{', '.join([teacher_version(name), *teacher_files(name).values()])}]"
