@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +16,18 @@ from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 from jump_models import SpringJump, spring_run
+from made_frames import frames
 from scipy.spatial.transform import Rotation
 
 from distillase.ase_calcs import PotentialCalculator
+from distillase.ase_calcs.dynamics import LearnedJump
 from distillase.ase_calcs.errors import DataError, InputError, ModelFileError, StructureError
 from distillase.ase_calcs.jumps import EGNNJump, Jump, JumpGraph, PaiNNJump, TransformerJump, bond_hops, jump_graph
 from distillase.ase_calcs.modelfile import load_jump, load_model, save_model
 from distillase.ase_calcs.teachers import make_teacher
-from distillase.datasets.trajectory import Trajectory
+from distillase.datasets.store import write_dataset
+from distillase.datasets.trajectory import Trajectory, read_frames
+from distillase.launch.cli import main
 from distillase.training.config import TrainConfig
 from distillase.training.jumps.config import JumpDataConfig, JumpLossConfig, JumpModelConfig, JumpRecipe
 from distillase.training.jumps.run import hold_out, prepare_jump, train_jump
@@ -288,10 +293,10 @@ def molecular() -> list[Trajectory]:
 def test_networks_learn_a_flow(tmp_path, molecular, architecture, source):
     """In some seconds; a network that learned nothing would leave the whole change of velocity unexplained."""
     recipe = JumpRecipe(
-        data=JumpDataConfig(source=source, k=(4,), timestep=0.5, longest=2.0, validation=0.25, every=8),
+        data=JumpDataConfig(source=source, k=(4,), timestep=0.5, longest=2.0, validation=0.25, every=4),
         model=JumpModelConfig(architecture=architecture, features=16, layers=2, rank=1, vectors=4),
         training=TrainConfig(
-            max_epochs=12, batch_frames=16, batch_edges=10_000, lr=1e-2, compile="off", ema=0.9, warmup_steps=5,
+            max_epochs=12, batch_frames=8, batch_edges=10_000, lr=1e-2, compile="off", ema=0.9, warmup_steps=5,
             validate_every=12, tensorboard=False,
         ),
     )  # fmt: skip
@@ -338,3 +343,46 @@ def test_frozen_layers_stay_and_a_force_head_can_be_added(tmp_path):
     with pytest.raises(InputError, match="there are 2 layers"):
         replace(model, freeze_layers=3)
     assert Path(start).is_file()
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def test_from_the_command_line_to_a_jump(tmp_path, capsys):
+    """Trajectories, a network from them, a network from a dataset's forces, and dynamics with each."""
+    runs = tmp_path / "traj"
+    made = ["trajectories", "O", "--teacher", "mmff94", "--integrator", "verlet", "-n", "3", "--picoseconds", "0.05"]
+    assert main([*made, "--timestep", "0.5", "--interval", "0.5", "--equilibrate", "0", "--out", str(runs)]) == 0
+    tiny = [
+        "model.features=8", "model.layers=1", "model.rank=1", "training.max_epochs=1", "training.minutes=1",
+        "training.tensorboard=false", "data.validation=0.3",
+    ]  # fmt: skip
+    for source, options in (("windows", ["data.k=[4]"]), ("flow", ["data.longest=2.0"])):
+        out = tmp_path / source
+        settings = [word for item in [*tiny, *options, f"data.source={source}"] for word in ("--set", item)]
+        assert main(["train-jump", str(runs / "trajectories.h5"), *settings, "--out", str(out)]) == 0
+        assert "On held-out runs" in capsys.readouterr().out
+        atoms = molecule("H2O")
+        atoms.calc = make_teacher("mmff94")
+        dyn = LearnedJump(atoms, 0.5 * units.fs, jump=out / "model.safetensors", k=4)
+        dyn.run(2)
+        assert dyn.counts.jumps + dyn.counts.fallbacks == 2
+        assert load_jump(out / "model.safetensors").header.teacher.startswith("mmff94")
+    assert main(["train-jump", "--out", str(tmp_path / "none")]) == 2
+    assert "nothing to learn from" in capsys.readouterr().err
+    assert main(["train-jump", "x.h5", "--set", "data.kk=3", "--out", str(tmp_path / "none")]) == 2
+    assert "unknown key `kk` in `data`; did you mean `k`?" in capsys.readouterr().err
+    assert main(["train-jump", "--recipe", "qm", "--print-config"]) == 0
+    assert "max_displacement: 0.1" in capsys.readouterr().out
+
+
+def test_frames_of_a_dataset_are_no_run():
+    """Flow training takes any labelled set; frames of one origin with different atoms are kept apart."""
+    pairs = [(s, found) for s, found, _ in frames(30) if found is not None and found.forces is not None]
+    with tempfile.TemporaryDirectory() as folder:
+        read = read_frames(write_dataset(Path(folder) / "set.h5", pairs, provenance={"teacher": "springs"}))
+    assert sum(len(run) for run in read) == len(pairs)
+    for run in read:
+        assert run.interval == 0.0
+        assert run.forces is not None
+        assert run.forces.shape == run.positions.shape == (len(run), len(run.numbers), 3)
