@@ -341,7 +341,7 @@ class PotentialCalculator(Calculator):
 
     def _evaluate(self, graph: AtomGraph, properties: Sequence[str]) -> PotentialOutput:
         """The network, eager or compiled; nothing else here knows which."""
-        with torch.no_grad(), few_threads(graph):
+        with torch.no_grad(), few_threads(graph.edges):
             return self._network(graph, properties)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PotentialCalculator:

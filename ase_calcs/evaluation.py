@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
+from torch import Tensor
 
 from .errors import StructureError
-from .graph import AtomGraph
 from .potential import PotentialOutput
 
 StateKey = tuple[bytes, bytes, bytes, bytes, int, int]
@@ -127,14 +127,14 @@ SMALL = 2000  # edges; what a molecule of some tens of atoms has
 
 
 @contextmanager
-def few_threads(graph: AtomGraph) -> Iterator[None]:
-    """One thread for a small graph on the CPU; the caller's number is put back afterwards.
+def few_threads(edges: Tensor) -> Iterator[None]:
+    """One thread for a small graph, (2, E) edges, on the CPU; the caller's number is put back afterwards.
 
     Its loops are too short to share. A second thread gains nothing on an idle machine, and on a busy one each loop
     waits for a thread that is not running: a step of ethanol then takes a hundred times as long.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or graph.positions.device.type != "cpu" or graph.edges.shape[1] > SMALL:
+    if threads == 1 or edges.device.type != "cpu" or edges.shape[1] > SMALL:
         yield
         return
     torch.set_num_threads(1)

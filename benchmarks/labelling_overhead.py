@@ -33,6 +33,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from md_speed import cpu_model
 
 from distillase.ase_calcs.progress import ProgressTask, SilentProgress
 from distillase.datasets.labelling import LabelConfig, label_structures, worker_pool
@@ -237,14 +238,6 @@ def print_round(number: int, r: Round) -> None:
         f"{r.assembled:15.2f} s {percent(r.assembled, r.bare):+8.1f} %",
         flush=True,
     )
-
-
-def cpu_model() -> str:
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from ase import Atoms, units
 from ase.calculators.calculator import CalculationFailed, Calculator, CalculatorError, all_changes
 
 from ..errors import InputError, TeacherError, check_positive
+from ..evaluation import few_threads
 from ..jumps import JumpNetwork, bond_hops, jump_graph
 from ..modelfile import load_jump
 from .restart import RestartableDynamics
@@ -220,7 +221,7 @@ class LearnedJump(RestartableDynamics):
             self.atoms.numbers, self._masses[:, 0], x, (velocities - drift) * units.fs, span / units.fs,
             cutoff=self.jump.cutoff, hops=self._hops, dtype=self.jump.dtype,
         )  # fmt: skip
-        with torch.no_grad():
+        with torch.no_grad(), few_threads(graph.edges):
             out = self.jump(graph)
         change = out.velocity_change.double().numpy() / units.fs
         # The centre of mass goes on as it was.
@@ -350,6 +351,6 @@ class JumpForces(Calculator):
             atoms.numbers, atoms.get_masses(), atoms.positions, np.zeros_like(atoms.positions), self.interval,
             cutoff=self.jump.cutoff, hops=self._hops, dtype=self.jump.dtype,
         )  # fmt: skip
-        with torch.no_grad():
+        with torch.no_grad(), few_threads(graph.edges):
             acceleration = self.jump.rates(graph)[1].double().numpy()
         self.results = {"forces": acceleration * atoms.get_masses()[:, None] / units.fs**2}
