@@ -327,3 +327,33 @@ def test_replicas_must_fit() -> None:
         ReplicaExchangeHMC([water], 0.5 * FS, temperatures_K=[300], **{**settings, "length": 2.5})
     with pytest.raises(InputError, match="same atoms"):
         ReplicaExchangeHMC([water, molecule("CO2")], 0.5 * FS, temperatures_K=[300, 400], **settings)
+
+
+def test_resumed_replicas_are_the_undisturbed_ones_to_the_last_bit(tmp_path: Path) -> None:
+    def make(name: str, **changes) -> ReplicaExchangeHMC:
+        settings = {"length": 5, "temperatures_K": [300.0, 400.0, 500.0], "fixcm": False, "rng": 5, **changes}
+        return ReplicaExchangeHMC(
+            [Atoms("H", [(0.1 * i, 0.0, 0.0)]) for i in range(3)], 2.5 * FS, teacher=Surface(double_well(4.0, 0.5)),
+            student=Surface(double_well(3.0, 0.0)), restart=tmp_path / name, restart_interval=7, **settings,
+        )  # fmt: skip
+
+    whole = make("whole.npz")
+    whole.run(40)
+    make("half.npz").run(17)
+    second = make("half.npz")
+    assert second.moves == 17
+    calls = second.teacher_calls
+    second.run(23)
+    assert second.teacher_calls - calls == 3 * 23  # nothing is computed twice
+    for a, b in zip(whole.replicas, second.replicas, strict=True):
+        np.testing.assert_array_equal(a.positions, b.positions)
+    for name in ("energies", "accepted", "tried", "exchanged"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(second, name))
+    with pytest.raises(InputError, match="belongs to a run with length = 5; this one has length = 6"):
+        make("half.npz", length=6)
+    without = ReplicaExchangeHMC(
+        second.replicas, 2.5 * FS, teacher=Surface(harmonic(1.0)), student=Surface(harmonic(1.0)), length=5,
+        temperatures_K=[300.0] * 3,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="There is no restart file"):
+        without.save_restart()

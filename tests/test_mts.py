@@ -263,3 +263,17 @@ def test_what_makes_no_sense_is_refused(change: dict, message: str) -> None:
 def test_atoms_without_a_teacher_are_refused() -> None:
     with pytest.raises(InputError, match="no calculator"):
         MTSVelocityVerlet(molecule("H2O"), 1.0 * FS, inner=EMT(), k=2)
+
+
+@pytest.mark.parametrize("old", [np.random.RandomState(3), np.random])
+def test_the_generators_that_ase_takes_are_taken(old, tmp_path: Path) -> None:
+    """As a source of the noise; a restart file could not bring them back, and is refused."""
+    atoms = Icosahedron("Cu", 2)
+    atoms.calc = EMT()
+    settings = {"inner": EMT(), "k": 2, "temperature_K": 300.0, "friction": 0.01 / units.fs, "rng": old}
+    dyn = MTSLangevin(atoms, 4.0 * units.fs, **settings)
+    assert dyn.rng is old
+    dyn.run(2)
+    assert np.abs(atoms.get_momenta()).max() > 0
+    with pytest.raises(InputError, match=r"can save a numpy Generator only"):
+        MTSLangevin(atoms, 4.0 * units.fs, **settings, restart=tmp_path / "run.npz")

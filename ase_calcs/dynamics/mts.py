@@ -207,7 +207,8 @@ class MTSLangevin(MultipleTimeStep):
         The thermostat leaves the total momentum alone: its noise is that of the canonical ensemble at a fixed centre of
         mass, and 3N − 3 degrees of freedom are thermal.
     rng
-        Generator or seed; a generator of its own by default. Its state is in the restart file.
+        Generator or seed; a generator of its own by default. Its state is in the restart file. Without one a
+        ``RandomState`` will do, as for ASE's Langevin.
     """
 
     def __init__(
@@ -220,7 +221,7 @@ class MTSLangevin(MultipleTimeStep):
         temperature_K: float | np.ndarray,
         friction: float | np.ndarray,
         fixcm: bool = True,
-        rng: np.random.Generator | int | None = None,
+        rng: Any = None,
         **kwargs: Any,
     ) -> None:
         for name, value in (("temperature_K", temperature_K), ("friction", friction)):
@@ -228,7 +229,10 @@ class MTSLangevin(MultipleTimeStep):
                 raise InputError(f"`{name}` has the shape {np.shape(value)}; give a number, or one for each atom.")
             if not np.all(np.isfinite(value)) or np.any(np.asarray(value) < 0):
                 raise InputError(f"`{name}` is {value!r}; it must be 0 or more.")
-        self.rng = rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
+        # ASE's classes take whatever has this method, RandomState and the module numpy.random too.
+        self.rng = rng if hasattr(rng, "standard_normal") else np.random.default_rng(rng)
+        if kwargs.get("restart") is not None and not isinstance(self.rng, np.random.Generator):
+            raise InputError("A restart file can save a numpy Generator only: give `rng=np.random.default_rng(seed)`.")
         self.fixcm = fixcm
         self.friction = friction
         self.temperature_K = temperature_K

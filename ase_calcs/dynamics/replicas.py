@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from ase import Atoms, units
 
 from ..errors import InputError, check_positive
 from .hmc import energy_or_infinity
+from .restart import RestartFile, set_random_state
+
+_KEPT = ("energies", "accepted", "tried", "exchanged")  # arrays of a restart file, beside the positions
 
 
 class ReplicaExchangeHMC:
@@ -52,6 +56,9 @@ class ReplicaExchangeHMC:
         Centres of mass stay at rest.
     rng
         Generator or seed.
+    restart, restart_interval
+        Restart file (.npz): read where it exists, written every so many moves and at the end of a run. A resumed run
+        goes on as the undisturbed one would have.
 
     Attributes
     ----------
@@ -79,6 +86,8 @@ class ReplicaExchangeHMC:
         exchange_every: int = 1,
         fixcm: bool = True,
         rng: np.random.Generator | int | None = None,
+        restart: str | Path | None = None,
+        restart_interval: int = 10,
     ) -> None:
         check_positive("timestep", timestep)
         if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or length < 1:
@@ -110,7 +119,10 @@ class ReplicaExchangeHMC:
         self.exchanged = np.zeros_like(self.tried)
         self._kT = units.kB * self.temperatures_K
         self._masses = first.get_masses()[:, None]
-        self.energies = np.array([self._teacher_energy(a) for a in self.replicas])
+        self.restart_interval = int(restart_interval)
+        self._restart = None if restart is None else RestartFile(restart)
+        if not self._resumed():
+            self.energies = np.array([self._teacher_energy(a) for a in self.replicas])
 
     @property
     def acceptance(self) -> np.ndarray:
@@ -132,7 +144,41 @@ class ReplicaExchangeHMC:
         """As `run`, as a generator of the number of moves done."""
         for _ in range(moves):
             self.step()
+            if self._restart is not None and self.moves % self.restart_interval == 0:
+                self.save_restart()
             yield self.moves
+        if self._restart is not None:
+            self.save_restart()
+
+    def save_restart(self) -> None:
+        """Write the restart file now."""
+        if self._restart is None:
+            raise InputError('There is no restart file: give `restart="run.npz"` when the sampler is made.')
+        arrays = {name: getattr(self, name) for name in _KEPT}
+        arrays |= {
+            "numbers": self.replicas[0].numbers,
+            "positions": np.array([replica.positions for replica in self.replicas]),
+        }
+        state = {"moves": self.moves, "teacher_calls": self.teacher_calls, "random": self.rng.bit_generator.state}
+        self._restart.write(arrays, state | {"settings": self._settings()})
+
+    def _resumed(self) -> bool:
+        """Go on from the restart file, if there is one."""
+        found = None if self._restart is None else self._restart.read(self.replicas[0].numbers, self._settings())
+        if found is None:
+            return False
+        arrays, state = found
+        for name in _KEPT:
+            setattr(self, name, arrays[name])
+        for replica, positions in zip(self.replicas, arrays["positions"], strict=True):
+            replica.positions = positions
+        self.moves, self.teacher_calls = int(state["moves"]), int(state["teacher_calls"])
+        set_random_state(self.rng, state["random"])
+        return True
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("dt", "length", "exchange_every", "fixcm")
+        return {"temperatures_K": self.temperatures_K.tolist()} | {name: getattr(self, name) for name in names}
 
     def step(self) -> None:
         """One move of every replica, and a round of exchanges when it is due."""

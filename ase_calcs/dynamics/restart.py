@@ -65,6 +65,16 @@ class RestartFile:
         return arrays, state
 
 
+def set_random_state(rng: np.random.Generator, state: Any) -> None:
+    """Put a generator where it was. Raises InputError for one of another kind."""
+    if state["bit_generator"] != type(rng.bit_generator).__name__:
+        raise InputError(
+            f"The restart file was written with the generator {state['bit_generator']}, this run has "
+            f"{type(rng.bit_generator).__name__}. Give `rng` the same kind."
+        )
+    rng.bit_generator.state = state
+
+
 class RestartableDynamics(MolecularDynamics):
     """A dynamics that can be stopped at any moment and goes on as if it had not been.
 
@@ -82,7 +92,8 @@ class RestartableDynamics(MolecularDynamics):
         found = self._restart.read(self.atoms.numbers, self._settings())
         if found is not None:
             arrays, state = found
-            self._set_random_state(state["random"])
+            if getattr(self, "rng", None) is not None:
+                set_random_state(self.rng, state["random"])
             self.atoms.set_cell(arrays["cell"])
             self.atoms.positions[:] = arrays["positions"]
             self.atoms.set_momenta(arrays["momenta"], apply_constraint=False)
@@ -111,17 +122,6 @@ class RestartableDynamics(MolecularDynamics):
         random = None if rng is None else rng.bit_generator.state
         state |= {"nsteps": self.nsteps, "settings": self._settings(), "random": random}
         self._restart.write(arrays, state)
-
-    def _set_random_state(self, state: Any) -> None:
-        rng = getattr(self, "rng", None)
-        if rng is None:
-            return
-        if state["bit_generator"] != type(rng.bit_generator).__name__:
-            raise InputError(
-                f"The restart file was written with the generator {state['bit_generator']}, this run has "
-                f"{type(rng.bit_generator).__name__}. Give `rng` the same kind."
-            )
-        rng.bit_generator.state = state
 
     def _settings(self) -> dict[str, Any]:
         return {"class": type(self).__name__}
