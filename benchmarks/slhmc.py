@@ -182,8 +182,8 @@ def compare(runs: list[dict[str, np.ndarray]], sample: dict[str, np.ndarray]) ->
         floor, ours = [], []
         for left_out, run in enumerate(runs):
             others = np.concatenate([r[name] for number, r in enumerate(runs) if number != left_out])
-            floor.append(divergence(run[name], others))
-            n = min(len(run[name]), len(sample[name]))
+            n = min(len(run[name]), len(sample[name]))  # of both: fewer values look more different
+            floor.append(divergence(rng.choice(run[name], n, replace=False), others))
             ours.append(divergence(rng.choice(sample[name], n, replace=False), others))
         found[name] = {"floor": float(np.mean(floor)), "slhmc": float(np.mean(ours))}
     return found

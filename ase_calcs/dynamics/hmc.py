@@ -28,7 +28,6 @@ from ase.calculators.calculator import CalculationFailed, CalculatorError
 from ase.constraints import FixAtoms
 
 from ..errors import InputError, TeacherError, check_positive
-from ..jumps import JumpNetwork
 from .remember import Remembering
 from .restart import RestartableDynamics
 
@@ -97,10 +96,11 @@ class SelfLearningHMC(RestartableDynamics):
             raise InputError(f"`persistence` is {persistence!r}; it must be at least 0 and below 1.")
         if atoms.calc is None:
             raise InputError("The atoms have no calculator: attach the teacher (`atoms.calc = …`) before the sampler.")
-        if isinstance(student, JumpNetwork):
+        if not hasattr(student, "get_forces"):
             raise InputError(
-                "`student` is a jump network. Its jump is neither reversible nor does it keep volumes, so a Metropolis "
-                "test on it would sample another ensemble. `JumpForces(network)` makes shears of it, which do both."
+                f"`student` is a {type(student).__name__}, and no calculator that gives forces. The jump of a jump "
+                "network is neither reversible nor does it keep volumes, so a Metropolis test on it would sample another "
+                "ensemble; `JumpForces(network)` makes shears of it, which do both."
             )
         other = [type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms)]
         if other:

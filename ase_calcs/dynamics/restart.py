@@ -92,8 +92,9 @@ class RestartableDynamics(MolecularDynamics):
         found = self._restart.read(self.atoms.numbers, self._settings())
         if found is not None:
             arrays, state = found
-            if getattr(self, "rng", None) is not None:
-                set_random_state(self.rng, state["random"])
+            rng = getattr(self, "rng", None)
+            if rng is not None:
+                set_random_state(rng, state["random"])
             self.atoms.set_cell(arrays["cell"])
             self.atoms.positions[:] = arrays["positions"]
             self.atoms.set_momenta(arrays["momenta"], apply_constraint=False)
