@@ -99,8 +99,8 @@ class SelfLearningHMC(RestartableDynamics):
         if not hasattr(student, "get_forces"):
             raise InputError(
                 f"`student` is a {type(student).__name__}, and no calculator that gives forces. The jump of a jump "
-                "network is neither reversible nor does it keep volumes, so a Metropolis test on it would sample another "
-                "ensemble; `JumpForces(network)` makes shears of it, which do both."
+                "network is neither reversible nor does it keep volumes, so a Metropolis test on it would sample "
+                "another ensemble; `JumpForces(network)` makes shears of it, which do both."
             )
         other = [type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms)]
         if other:
