@@ -189,7 +189,20 @@ def compare(runs: list[dict[str, np.ndarray]], sample: dict[str, np.ndarray]) ->
     return found
 
 
-def report(arguments: argparse.Namespace, numbers: np.ndarray, start: np.ndarray) -> dict[str, Any]:
+def sampled(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What self-learning HMC says of itself."""
+    ours = np.load(arguments.work / f"slhmc-{arguments.length}.npz")
+    return {
+        "structure": arguments.structure, "model": f"{arguments.model.parent.name}/{arguments.model.name}",
+        "teacher": arguments.teacher, "femtoseconds_per_call": arguments.length * STEP,
+        "acceptance": float(ours["acceptance"].mean()),
+        "acceptance_of_replicas": [float(ours["acceptance"].min()), float(ours["acceptance"].max())],
+        "moves": int(ours["calls"]),
+    }  # fmt: skip
+
+
+def compared(arguments: argparse.Namespace, numbers: np.ndarray, start: np.ndarray) -> dict[str, Any]:
+    """Against the Langevin runs."""
     topology = find_topology(numbers, start)
     indices = turning(topology)
     runs = [np.load(arguments.work / f"langevin-{seed}.npz") for seed in range(arguments.seeds)]
@@ -206,10 +219,7 @@ def report(arguments: argparse.Namespace, numbers: np.ndarray, start: np.ndarray
     per_sample = {"langevin": calls / min(langevin_ess.values()), "slhmc": our_calls / min(our_ess.values())}
     seconds = sum(float(run["seconds"]) for run in runs)
     return {
-        "structure": arguments.structure, "model": f"{arguments.model.parent.name}/{arguments.model.name}",
-        "teacher": arguments.teacher, "femtoseconds_per_call": arguments.length * STEP,
-        "friction_per_ps": arguments.friction, "acceptance": float(ours["acceptance"].mean()),
-        "acceptance_of_replicas": [float(ours["acceptance"].min()), float(ours["acceptance"].max())],
+        "friction_per_ps": arguments.friction,
         "teacher_calls": {"langevin": calls, "slhmc": our_calls},
         "effective_samples": {"langevin": langevin_ess, "slhmc": our_ess},
         "calls_per_effective_sample": per_sample, "fewer_calls": per_sample["langevin"] / per_sample["slhmc"],
@@ -239,9 +249,11 @@ def main() -> None:
         path = arguments.work / f"slhmc-{arguments.length}.npz"
         if not path.is_file():
             self_learning(atoms, student, teacher, arguments, path)
-    if arguments.part != "all":
+    if arguments.part == "langevin":
         return
-    found = report(arguments, structure.numbers, warm_start(atoms, student, arguments.temperature, 0).positions)
+    found = sampled(arguments)
+    if arguments.part == "all":
+        found |= compared(arguments, structure.numbers, warm_start(atoms, student, arguments.temperature, 0).positions)
     print(json.dumps(found, indent=1))
     results = json.loads(arguments.out.read_text())["results"] if arguments.out.is_file() else []
     same = ("structure", "model", "femtoseconds_per_call")
