@@ -50,7 +50,7 @@ class SpringJump(JumpNetwork):
         self.to(torch.float64)
 
     def outputs(self, s: Tensor, velocities: Tensor, directions: Tensor, basis: Tensor, edges: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError("the rates are known in closed form; there is no network to ask")
 
     def rates(self, graph: JumpGraph) -> tuple[Tensor, Tensor, Tensor | None]:
         n = graph.positions.shape[0] // 9

@@ -143,6 +143,30 @@ def test_a_teacher_without_an_answer_refuses_the_jump():
     assert np.isfinite(atoms.positions).all()
 
 
+@pytest.mark.parametrize("answer", ["raises", "nan"])
+def test_a_teacher_that_fails_in_a_fall_back_ends_the_run_where_it_stood(answer):
+    """There is nothing left to fall back on: no free flight at zero force, and no jump compared with infinity."""
+
+    class Dying(Springs):
+        def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+            super().calculate(atoms, properties, system_changes)
+            if self.calls > 3 and answer == "raises":
+                raise TeacherError("SCF not converged")
+            if self.calls > 3:
+                self.results["energy"] = np.nan
+
+    atoms = warm()
+    atoms.calc = Dying()
+    x, p = atoms.get_positions(), atoms.get_momenta()
+    dyn = LearnedJump(atoms, 0.5 * units.fs, jump=WildJump(100.0), k=5)
+    with pytest.raises(TeacherError, match=r"not converged|not finite"):
+        dyn.run(1)
+    np.testing.assert_array_equal(atoms.positions, x)
+    np.testing.assert_array_equal(atoms.get_momenta(), p)
+    with pytest.raises(InputError, match="`max_energy_rise` is -1"):
+        LearnedJump(warm(), 0.5 * units.fs, jump=None, k=5, max_energy_rise=-1)
+
+
 def test_the_thermostat_thermalizes_and_leaves_the_centre_of_mass():
     atoms = warm(temperature_K=900.0)
     drift = np.array([0.01, -0.02, 0.005])

@@ -23,6 +23,8 @@ from ..jumps import JumpNetwork, bond_hops, jump_graph
 from ..modelfile import load_jump
 from .restart import RestartableDynamics
 
+_NO_ANSWER = (TeacherError, CalculationFailed, CalculatorError)  # what a teacher says that cannot compute
+
 
 @dataclass
 class JumpCounts:
@@ -104,7 +106,13 @@ class LearnedJump(RestartableDynamics):
     Attributes
     ----------
     counts
-        `JumpCounts`.
+        `JumpCounts`. A logger or trajectory that asks for the energy of a step costs one calculation more, which is not
+        among them: the teacher was asked in the middle of the step.
+
+    Raises
+    ------
+    TeacherError
+        While running: the teacher has no answer in a fall-back step. The atoms are where the step began.
     """
 
     def __init__(
@@ -134,6 +142,7 @@ class LearnedJump(RestartableDynamics):
             ("max_heating", max_heating),
             ("temperature_K", 1.0 if temperature_K is None else temperature_K),
             ("friction", 1.0 if friction is None else friction),
+            ("max_energy_rise", 1.0 if max_energy_rise is None else max_energy_rise),
         ):
             check_positive(name, value)
         for name, number in (("k", k), ("max_attempts", max_attempts)):
@@ -205,8 +214,13 @@ class LearnedJump(RestartableDynamics):
             self.counts.refused += 1
             setattr(self.counts, reason, getattr(self.counts, reason) + 1)
         self.counts.fallbacks += 1
-        for _ in range(self.k + 1):
-            x, p, self._energy = self._teacher_step(x, p, self.small)
+        start = x, p
+        try:
+            for _ in range(self.k + 1):
+                x, p, self._energy = self._teacher_step(x, p, self.small)
+        except _NO_ANSWER:
+            self._put(*start)  # where the run stood; without the teacher there is nothing left to fall back on
+            raise
         self._put(x, p)
 
     def _jump(self, x: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,8 +249,11 @@ class LearnedJump(RestartableDynamics):
             return "bonds"
         if self._energy is None:
             self._energy = self._gradient(self.atoms.get_positions())[0]
-        x, p, energy = self._teacher_step(x, p, (self.k + 1) * self.small)
-        if not math.isfinite(energy) or energy - self._energy > self._rise:
+        try:
+            x, p, energy = self._teacher_step(x, p, (self.k + 1) * self.small)
+        except _NO_ANSWER:
+            return "energy"
+        if energy - self._energy > self._rise:
             return "energy"
         if self._strain(x) > self.max_strain:
             return "bonds"
@@ -260,14 +277,14 @@ class LearnedJump(RestartableDynamics):
         return middle + 0.5 * self.small * p / self._masses, p, energy
 
     def _gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        """The teacher's energy, eV, infinite where it has none, and forces (N, 3), eV/Å."""
+        """The teacher's energy, eV, and forces (N, 3), eV/Å."""
         self.counts.teacher_gradients += 1
         self.atoms.positions[:] = x
-        try:
-            forces = self.atoms.get_forces()
-            return float(self.atoms.get_potential_energy()), forces
-        except (TeacherError, CalculationFailed, CalculatorError):
-            return math.inf, np.zeros_like(x)
+        forces = self.atoms.get_forces()
+        energy = float(self.atoms.get_potential_energy())
+        if not (math.isfinite(energy) and np.isfinite(forces).all()):
+            raise TeacherError("The teacher returned an energy or forces that are not finite.")
+        return energy, forces
 
     def _put(self, x: np.ndarray, p: np.ndarray) -> None:
         self.atoms.positions[:] = x

@@ -128,7 +128,8 @@ class JumpLossConfig:
     displacement, velocity, forces
         Of the jump, and of the force head.
     bonds, angles, dihedrals
-        Of the structure after the jump, against the true one: in units of 0.02 Å, 0.05 and 0.1 rad.
+        Of the structure after the jump, against the true one: in units of 0.02 Å, 0.05 and 0.1 rad. With ``source:
+        flow`` there is no true one, and they are 0 whatever is given here.
     kind
         ``norm``: length of the error; ``mse``: its square, whose best answer to a random target is the mean.
     """

@@ -56,7 +56,7 @@ def train_jump(
     ----------
     trajectories
         At least two runs, or molecules where `recipe.data.by` is ``group``: some are held out for validation. With
-        ``source: flow`` frames with forces are enough (`distillase.datasets.trajectory.frames_as_trajectories`).
+        ``source: flow`` frames with forces are enough (`distillase.datasets.trajectory.read_frames`).
 
     Raises
     ------
@@ -234,6 +234,6 @@ def _fingerprint(recipe: JumpRecipe, trajectories: Sequence[Trajectory]) -> str:
         settings["training"].pop(name)
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
     for run in trajectories:
-        for array in (run.numbers, run.positions, run.velocities):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for array in (run.numbers, run.masses, run.positions, run.velocities, run.forces):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -223,7 +223,7 @@ class FlowTable:
     Parameters
     ----------
     trajectories
-        Frames with forces, a dataset's too (see `frames_as_trajectories`); their own velocities are not used.
+        Frames with forces, a dataset's too (see `read_frames`); their own velocities are not used.
     longest
         fs; durations are drawn between 0 and this.
     temperatures_K
