@@ -30,7 +30,7 @@ from distillase.datasets.trajectory import Trajectory, read_frames
 from distillase.launch.cli import main
 from distillase.training.config import TrainConfig
 from distillase.training.jumps.config import JumpDataConfig, JumpLossConfig, JumpModelConfig, JumpRecipe
-from distillase.training.jumps.run import hold_out, prepare_jump, train_jump
+from distillase.training.jumps.run import _fingerprint, hold_out, prepare_jump, train_jump
 from distillase.training.jumps.tables import FlowTable, WindowTable
 from distillase.training.jumps.task import FlowTask, JumpTask
 from distillase.training.jumps.topology import dihedral_vectors, find_topology
@@ -318,6 +318,14 @@ def test_what_training_refuses(tmp_path):
         train_jump([replace(run, forces=None) for run in runs], tmp_path, flow)
     with pytest.raises(InputError, match="cannot be compiled yet"):
         train_jump(runs, tmp_path, replace(JumpRecipe(), training=TrainConfig(compile="on")))
+
+
+def test_a_checkpoint_belongs_to_its_forces_and_masses():
+    """Flow training learns from forces: the same positions labelled by another teacher are another training."""
+    recipe, run = JumpRecipe(data=JumpDataConfig(source="flow")), spring_run(0)
+    others = [replace(run, forces=1.1 * run.forces), replace(run, masses=2 * run.masses), replace(run, forces=None)]
+    assert len({_fingerprint(recipe, [other]) for other in (run, *others)}) == 4
+    assert _fingerprint(recipe, [run]) == _fingerprint(recipe, [spring_run(0)])
 
 
 def test_frozen_layers_stay_and_a_force_head_can_be_added(tmp_path):

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import molecule
-from ase.io import read, write
+from ase.io import read
 from scipy.spatial.transform import Rotation
 
 from distillase.ase_calcs.contract import check_calculator
-from distillase.ase_calcs.errors import InputError, MissingDependency, TeacherError
+from distillase.ase_calcs.errors import InputError, TeacherError
 from distillase.ase_calcs.teachers import (
     make_teacher,
     parse_teacher,
@@ -30,97 +26,9 @@ from distillase.ase_calcs.teachers import (
 pytest.importorskip("openmm")
 
 import openmm
-from openmm import app, unit
+from openmm_systems import DIPEPTIDE, EPSILON, R0, SIGMA, K, central_difference, three_atoms, water_box, written
 
 from distillase.ase_calcs.teachers.openmm_system import reduced_box
-
-# Alanine dipeptide, ACE-ALA-NME.
-DIPEPTIDE = """\
-HETATM    1  CH3 ACE A   1       1.988   2.141   0.067  1.00  0.00           C
-HETATM    2  H1  ACE A   1       1.394   2.622   0.841  1.00  0.00           H
-HETATM    3  H2  ACE A   1       1.974   1.061   0.204  1.00  0.00           H
-HETATM    4  H3  ACE A   1       1.586   2.393  -0.913  1.00  0.00           H
-HETATM    5  C   ACE A   1       3.415   2.625   0.170  1.00  0.00           C
-HETATM    6  O   ACE A   1       4.302   1.863   0.535  1.00  0.00           O
-ATOM      7  N   ALA A   2       3.628   3.894  -0.159  1.00  0.00           N
-ATOM      8  H   ALA A   2       2.834   4.468  -0.408  1.00  0.00           H
-ATOM      9  CA  ALA A   2       4.921   4.575  -0.116  1.00  0.00           C
-ATOM     10  HA  ALA A   2       5.483   4.232   0.755  1.00  0.00           H
-ATOM     11  CB  ALA A   2       5.695   4.209  -1.394  1.00  0.00           C
-ATOM     12  HB1 ALA A   2       5.124   4.514  -2.272  1.00  0.00           H
-ATOM     13  HB2 ALA A   2       5.856   3.131  -1.428  1.00  0.00           H
-ATOM     14  HB3 ALA A   2       6.665   4.705  -1.411  1.00  0.00           H
-ATOM     15  C   ALA A   2       4.721   6.099   0.002  1.00  0.00           C
-ATOM     16  O   ALA A   2       3.590   6.584  -0.050  1.00  0.00           O
-HETATM   17  N   NME A   3       5.821   6.857   0.119  1.00  0.00           N
-HETATM   18  H   NME A   3       6.716   6.389   0.149  1.00  0.00           H
-HETATM   19  C   NME A   3       5.811   8.320   0.086  1.00  0.00           C
-HETATM   20  H1  NME A   3       5.877   8.662  -0.949  1.00  0.00           H
-HETATM   21  H2  NME A   3       4.879   8.697   0.515  1.00  0.00           H
-HETATM   22  H3  NME A   3       6.648   8.724   0.656  1.00  0.00           H
-END
-"""
-R0, K, SIGMA, EPSILON, CHARGES = 0.11, 250000.0, 0.3, 0.8, (0.25, -0.25, 0.4)  # nm, kJ/mol/nm², nm, kJ/mol, e
-
-
-def central_difference(atoms: Atoms, calculator, i: int, axis: int, step: float = 2e-3) -> float:
-    """Five-point derivative of the energy, eV/Å."""
-    energies = []
-    for k in (2, 1, -1, -2):
-        moved = atoms.copy()
-        moved.positions[i, axis] += k * step
-        energies.append(calculator.get_property("energy", moved))
-    return (-energies[0] + 8 * energies[1] - 8 * energies[2] + energies[3]) / (12 * step)
-
-
-def written(system, path: Path) -> str:
-    """The teacher's name of a System."""
-    path.write_text(openmm.XmlSerializer.serialize(system))
-    return f"openmm:{path}"
-
-
-def three_atoms() -> tuple:
-    """C–O with a spring, and an argon that feels both: charges and one Lennard-Jones for all."""
-    system = openmm.System()
-    for mass in (12.011, 15.999, 39.95):
-        system.addParticle(mass)
-    bond, pairs = openmm.HarmonicBondForce(), openmm.NonbondedForce()
-    bond.addBond(0, 1, R0, K)
-    for charge in CHARGES:
-        pairs.addParticle(charge, SIGMA, EPSILON)
-    pairs.addException(0, 1, 0.0, SIGMA, 0.0)
-    system.addForce(bond)
-    system.addForce(pairs)
-    return system, Atoms("COAr", [[0.1, 0.2, 0.3], [0.2, 0.1, 1.45], [3.0, 1.2, 0.4]])
-
-
-def water_box(model: str = "tip3p.xml", edge: float = 9.6, switch: float = 0.4) -> tuple:
-    """27 flexible waters with particle-mesh Ewald, as a System and as atoms."""
-    rng = np.random.default_rng(0)
-    atoms, topology = Atoms(), app.Topology()
-    chain = topology.addChain()
-    for i in range(27):
-        water = molecule("H2O")
-        water.rotate(rng.uniform(0, 180), "z")
-        water.rotate(rng.uniform(0, 180), "x")
-        water.translate(edge / 3 * np.array([i % 3, i // 3 % 3, i // 9]))
-        atoms += water
-        residue = topology.addResidue("HOH", chain)
-        names = [("O", app.element.oxygen), ("H1", app.element.hydrogen), ("H2", app.element.hydrogen)]
-        oxygen, *hydrogens = [topology.addAtom(name, element, residue) for name, element in names]
-        for hydrogen in hydrogens:
-            topology.addBond(oxygen, hydrogen)
-    atoms.set_cell([edge] * 3)
-    atoms.pbc = True
-    topology.setPeriodicBoxVectors(np.eye(3) * edge / 10 * unit.nanometer)
-    force_field = app.ForceField(model)
-    modeller = app.Modeller(topology, atoms.positions / 10 * unit.nanometer)
-    modeller.addExtraParticles(force_field)
-    system = force_field.createSystem(
-        modeller.topology, nonbondedMethod=app.PME, nonbondedCutoff=0.45, switchDistance=switch, constraints=None,
-        rigidWater=False,
-    )  # fmt: skip
-    return system, atoms
 
 
 @pytest.fixture
@@ -302,145 +210,6 @@ def test_files_that_are_no_system(tmp_path: Path) -> None:
         make_teacher(written(system, path))
     with pytest.raises(TeacherError, match="closed shells"):
         make_teacher(f"openmm:{path}", multiplicity=2)
-
-
-# --- amber14 -------------------------------------------------------------------------------------------------------
-
-
-def test_amber14_is_openmms(peptide) -> None:
-    path, atoms = peptide
-    force_field = app.ForceField("amber14/protein.ff14SB.xml")
-    system = force_field.createSystem(app.PDBFile(io.StringIO(DIPEPTIDE)).topology, nonbondedMethod=app.NoCutoff)
-    platform = openmm.Platform.getPlatformByName("Reference")
-    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
-    context.setPositions(atoms.positions / 10)
-    state = context.getState(getEnergy=True, getForces=True)
-    calculator = make_teacher(f"openmm:amber14?pdb='{path}'")
-    kj = 0.010364269  # eV per kJ/mol
-    assert calculator.get_property("energy", atoms) == pytest.approx(state.getPotentialEnergy()._value * kj, abs=1e-6)
-    np.testing.assert_allclose(
-        calculator.get_property("forces", atoms), state.getForces(asNumpy=True)._value * kj / 10, atol=1e-6
-    )
-    assert calculator.get_property("charges", atoms).sum() == pytest.approx(0.0, abs=1e-6)
-
-
-@pytest.mark.parametrize("solvation", [None, "obc2"])
-@pytest.mark.parametrize(("platform", "step", "tolerance"), [("Reference", 1e-3, 1e-7), ("CPU", 5e-3, 1e-3)])
-def test_amber14_forces_are_the_gradient(peptide, solvation, platform: str, step: float, tolerance: float) -> None:
-    path, atoms = peptide
-    atoms.rattle(0.05, seed=1)
-    calculator = make_teacher(f"openmm:amber14?pdb='{path}'&solvation={solvation!r}&platform={platform}")
-    forces = calculator.get_property("forces", atoms).copy()
-    for i, axis in ((0, 0), (6, 1), (8, 2), (21, 0)):
-        assert -central_difference(atoms, calculator, i, axis, step) == pytest.approx(forces[i, axis], abs=tolerance)
-
-
-def test_water_lowers_the_energy_of_a_peptide(peptide) -> None:
-    path, atoms = peptide
-    vacuum, water = (make_teacher(f"openmm:amber14?pdb='{path}'&solvation={s!r}") for s in (None, "obc2"))
-    assert -1.0 < water.get_property("energy", atoms) - vacuum.get_property("energy", atoms) < -0.3
-
-
-def test_residues_of_ases_reader_will_do(peptide, tmp_path: Path) -> None:
-    path, atoms = peptide
-    energy = make_teacher(f"openmm:amber14?pdb='{path}'").get_property("energy", atoms)
-    calculator = make_teacher("openmm:amber14")
-    assert calculator.get_property("energy", atoms) == pytest.approx(energy, abs=1e-12)
-    # Two peptides far from one another: not one chain of six residues, though ASE keeps no chains.
-    far = atoms.copy()
-    far.positions += 500.0
-    assert calculator.get_property("energy", atoms + far) == pytest.approx(2 * energy, abs=1e-3)
-    renamed = atoms.copy()
-    renamed.arrays["residuenames"][6:16] = "GLY"
-    renamed.arrays["atomtypes"][8] = "XX"
-    assert calculator.check_state(renamed) != []
-    bare = Atoms(atoms.numbers, atoms.positions)
-    with pytest.raises(TeacherError, match=r"Give a PDB file .*`openmm:amber14\?pdb=FILE`"):
-        calculator.get_property("energy", bare)
-
-
-def test_peptides_that_do_not_fit(peptide, tmp_path: Path) -> None:
-    path, atoms = peptide
-    name = f"openmm:amber14?pdb='{path}'"
-    with pytest.raises(TeacherError, match=r"charge \+1, but the charges .* add up to .0\.000"):
-        make_teacher(name, charge=1).get_property("energy", atoms)
-    with pytest.raises(TeacherError, match="Atom 0 is H in the structure and C in"):
-        make_teacher(name).get_property("energy", atoms[[1, 0, *range(2, 22)]])
-    with pytest.raises(TeacherError, match="21 atoms"):
-        make_teacher(name).get_property("energy", atoms[:21])
-    periodic = atoms.copy()
-    periodic.set_cell([30] * 3)
-    periodic.pbc = True
-    with pytest.raises(TeacherError, match="computes molecules"):
-        make_teacher(name).get_property("energy", periodic)
-    bare = tmp_path / "no_hydrogens.pdb"
-    bare.write_text("\n".join(line for line in DIPEPTIDE.splitlines() if not line.endswith("H")))
-    with pytest.raises(InputError, match=r"missing .*Missing hydrogens are added by PDBFixer"):
-        make_teacher(f"openmm:amber14?pdb='{bare}'")
-    with pytest.raises(InputError, match="no such file"):
-        make_teacher("openmm:amber14?pdb=absent.pdb")
-    write(tmp_path / "frame.xyz", atoms, format="xyz")
-    with pytest.raises(InputError, match="PDB"):
-        make_teacher(f"openmm:amber14?pdb='{tmp_path}/frame.xyz'")
-
-
-# --- OpenFF --------------------------------------------------------------------------------------------------------
-
-
-def test_openff_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openff.toolkit", None)
-    with pytest.raises(MissingDependency, match="conda-forge openff-toolkit"):
-        make_teacher("openmm:openff")
-
-
-def test_openff_gets_the_molecule_in_the_order_of_the_structure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a toolkit that makes springs of the bonds it is given; the real one is not on PyPI."""
-    pytest.importorskip("rdkit")
-
-    class Molecule:
-        def __init__(self, rdkit_molecule):
-            self.rdkit = rdkit_molecule
-
-        @classmethod
-        def from_rdkit(cls, molecule, allow_undefined_stereo, hydrogens_are_explicit):
-            assert hydrogens_are_explicit
-            return cls(molecule)
-
-        def to_topology(self):
-            return self.rdkit
-
-    class ForceField:
-        def __init__(self, name):
-            assert name.startswith("openff_unconstrained")
-
-        def create_openmm_system(self, topology, charge_from_molecules):
-            assert charge_from_molecules is None
-            system, bonds = openmm.System(), openmm.HarmonicBondForce()
-            for atom in topology.GetAtoms():
-                system.addParticle(atom.GetMass())
-            for bond in topology.GetBonds():
-                # Short enough a rest length that each bond pulls.
-                bonds.addBond(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), 0.05, 1000 * bond.GetBondTypeAsDouble())
-            system.addForce(bonds)
-            return system
-
-    toolkit = types.SimpleNamespace(Molecule=Molecule, ForceField=ForceField)
-    monkeypatch.setitem(sys.modules, "openff", types.ModuleType("openff"))
-    monkeypatch.setitem(sys.modules, "openff.toolkit", toolkit)
-    atoms = molecule("CH3CHO")
-    calculator = make_teacher("openmm:openff", smiles="CC=O")
-    kj = units.kJ / units.mol
-    d = atoms.get_all_distances()
-    orders = {(6, 8): 2, (6, 6): 1, (1, 6): 1}
-    energy = sum(
-        0.5 * 10 * kj * orders[tuple(sorted(atoms.numbers[[i, j]]))] * (d[i, j] - 0.5) ** 2
-        for i in range(len(atoms))
-        for j in range(i)
-        if d[i, j] < 1.7 and tuple(sorted(atoms.numbers[[i, j]])) in orders
-    )
-    assert calculator.get_property("energy", atoms) == pytest.approx(energy, abs=1e-9)
-    shuffled = atoms[np.random.default_rng(0).permutation(len(atoms))]
-    assert calculator.get_property("energy", shuffled) == pytest.approx(energy, abs=1e-9)
 
 
 # --- as every teacher ----------------------------------------------------------------------------------------------
