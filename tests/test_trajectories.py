@@ -14,146 +14,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.build import bulk, molecule
-from ase.data import atomic_masses
+from ase.build import molecule
 
 from distillase.ase_calcs.errors import DataError, InputError
 from distillase.ase_calcs.progress import SilentProgress
-from distillase.datasets.convert import convert_file, split_dataset
-from distillase.datasets.foreign import ImportOptions
-from distillase.datasets.sampling import TrajectoryConfig, run_trajectories
+from distillase.datasets.convert import convert_file
+from distillase.datasets.sampling import TrajectoryConfig
 from distillase.datasets.sampling.trajectory_job import degrees_of_freedom, thermalise
 from distillase.datasets.store import Dataset
-from distillase.datasets.structure import Structure
 from distillase.datasets.trajectory import (
-    Trajectory,
-    read_npz,
     read_trajectories,
-    write_npz,
-    write_trajectories,
 )
-from distillase.launch.cli import main
 
 pytest.importorskip("h5py")
-
-R_GAS = 8.31446261815324e-3  # kJ/mol/K, CODATA 2018: not the constants of the code
-
-# Springs between all atoms; slow, interrupted, failing or buggy after so many calls where it is told to be.
-CALCULATORS = """
-import os, time
-import numpy as np
-from ase.calculators.calculator import Calculator, CalculationFailed
-
-class Springs(Calculator):
-    implemented_properties = ["energy", "forces"]
-
-    def __init__(self, log="", fail=0, bug=0, atoms=0):
-        super().__init__()
-        self.log, self.calls, self.only = log, 0, atoms
-        self.seconds = float(os.environ.get("SPRINGS_SECONDS", 0.0))
-        self.fail, self.bug = fail, bug and not os.environ.get("SPRINGS_MENDED")
-        self.interrupt = int(os.environ.get("SPRINGS_INTERRUPT", 0))
-
-    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
-        super().calculate(atoms, properties, system_changes)
-        self.calls += 1
-        time.sleep(self.seconds)
-        if len(self.atoms) == (self.only or len(self.atoms)):
-            self.misbehave()
-        x = self.atoms.positions
-        arms = x[:, None] - x[None]
-        lengths = np.sqrt((arms**2).sum(axis=-1)) + np.eye(len(x))
-        stretch = np.where(np.eye(len(x)) > 0, 0.0, lengths - 1.2)
-        forces = -2.0 * (stretch / lengths)[..., None] * arms
-        self.results = {"energy": 0.5 * (stretch**2).sum(), "forces": forces.sum(axis=1)}
-        if self.log:
-            with open(self.log, "ab", buffering=0) as file:
-                file.write(b".")
-
-    def misbehave(self):
-        if self.fail and self.calls > self.fail:
-            raise CalculationFailed("SCF not converged in 250 cycles")
-        if self.bug and self.calls > 60:
-            raise KeyError("oops")
-        if self.interrupt and self.calls > self.interrupt:
-            raise KeyboardInterrupt
-
-
-class Cliff(Springs):
-    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
-        super().calculate(atoms, properties, system_changes)
-        if self.calls > 60:
-            self.results["forces"] = 1e3 * self.results["forces"]
-"""
-
-KILLED_SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import test_trajectories as t
-from distillase.datasets.sampling import run_trajectories
-
-if __name__ == "__main__":
-    run_trajectories([t.water(), t.chain()], Path(sys.argv[2]), teacher=sys.argv[3], config=t.SHORT, seed=5, workers=2)
-"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def calculators(tmp_path_factory):
-    """A module that workers can import too."""
-    folder = tmp_path_factory.mktemp("calculators")
-    (folder / "test_trajectories_calculators.py").write_text(CALCULATORS)
-    sys.path.append(str(folder))
-    yield folder
-    sys.path.remove(str(folder))
-
-
-def springs(kind: str = "Springs", **options) -> str:
-    said = "&".join(f"{key}={value!r}" for key, value in options.items())
-    return f"test_trajectories_calculators:{kind}" + (f"?{said}" if said else "")
-
-
-IDEAL_GAS = "ase.calculators.idealgas:IdealGas"
-
-
-def water() -> Structure:
-    atoms = molecule("H2O")
-    return Structure(atoms.numbers, atoms.positions, group="water", smiles="O")
-
-
-def chain() -> Structure:
-    """Two oxygens and two carbons; charged so that the charge has to travel."""
-    positions = 1.2 * np.array([[0, 0, 0], [1, 0, 0], [0.5, 0.85, 0], [0.5, 0.3, 0.8]])
-    return Structure(np.array([8, 6, 6, 8]), positions, group="C/C=C\\O", charge=2, multiplicity=3)
-
-
-SHORT = TrajectoryConfig(
-    "verlet", 300.0, 0.5, picoseconds=0.1, interval=2.0, equilibrate=0.02, trajectories=2, conformers=0
+from trajectory_runs import (
+    IDEAL_GAS,
+    KILLED_SCRIPT,
+    LANGEVIN,
+    R_GAS,
+    SHORT,
+    calculators,  # noqa: F401 (a fixture)
+    chain,
+    neutral,
+    run,
+    same,
+    springs,
+    water,
 )
-LANGEVIN = replace(SHORT, integrator="langevin")
-
-
-def run(folder, molecules=None, config=SHORT, teacher=None, **options):
-    options = {"seed": 5, "workers": 1} | options
-    return run_trajectories(molecules or [neutral()], folder, teacher=teacher or springs(), config=config, **options)
-
-
-def neutral() -> Structure:
-    return replace(chain(), charge=0, multiplicity=1)
-
-
-def told(records) -> list[dict]:
-    """Records without what a clock measured."""
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
-
-
-def same(result, other) -> bool:
-    return (
-        Dataset(result.path).content_hash == Dataset(other.path).content_hash
-        and told(result.records) == told(other.records)
-        and Dataset(result.path).recompute_hash() == Dataset(result.path).content_hash
-    )
-
 
 # ------------------------------------------------------------------------------------------------- units and physics
 
@@ -246,7 +133,7 @@ def test_langevin_keeps_its_temperature(tmp_path):
 # ----------------------------------------------------------------------------------------------- going on, and kills
 
 
-def test_killed_runs_go_on_bit_by_bit(tmp_path, calculators):
+def test_killed_runs_go_on_bit_by_bit(tmp_path, calculators):  # noqa: F811 (the fixture)
     teacher = springs(charge_from_info=True)
     whole = run(tmp_path / "whole", [water(), chain()], teacher=teacher)
     (tmp_path / "script.py").write_text(KILLED_SCRIPT)
@@ -399,148 +286,3 @@ def test_nothing_at_all_is_one_paragraph(tmp_path):
 def test_wrong_settings(change, message):
     with pytest.raises(InputError, match=message):
         TrajectoryConfig(**change)
-
-
-# ------------------------------------------------------------------------------------------------------- round trips
-
-
-def assert_same(mine: Trajectory, other: Trajectory, rtol: float = 0.0) -> None:
-    assert (mine.group, mine.origin, mine.smiles) == (other.group, other.origin, other.smiles)
-    assert (mine.charge, mine.multiplicity, mine.interval) == (other.charge, other.multiplicity, other.interval)
-    assert dict(mine.settings) == dict(other.settings)
-    for name in ("numbers", "masses", "positions", "velocities", "energies", "forces", "cell", "pbc"):
-        np.testing.assert_allclose(getattr(mine, name), getattr(other, name), rtol=rtol, atol=0, err_msg=name)
-
-
-def made(group: str = "C/C=C\\O", origin: str = "verlet-300K/000", seed: int = 0, **changes) -> Trajectory:
-    rng = np.random.default_rng(seed)
-    numbers = np.array([8, 1, 1])
-    return Trajectory(
-        numbers, atomic_masses[numbers], rng.normal(size=(7, 3, 3)), 0.01 * rng.normal(size=(7, 3, 3)), 2.5,
-        energies=rng.normal(size=7), forces=rng.normal(size=(7, 3, 3)), group=group, origin=origin,
-        charge=-1, multiplicity=2, smiles="[OH2-]", settings={"teacher": "none", "timestep": 0.5, "seed": 2**100},
-        **changes,
-    )  # fmt: skip
-
-
-def test_npz_and_dataset_round_trips(tmp_path):
-    repartitioned = atomic_masses[[8, 1, 1]] + np.array([-4.0, 2.0, 2.0])
-    trajectories = [
-        replace(made(), masses=repartitioned),
-        replace(made(origin="b", seed=1), masses=repartitioned, settings={"stopped": "at 3 fs"}),
-    ]
-    for path in (write_trajectories(tmp_path / "t.h5", trajectories), write_npz(tmp_path / "t.npz", trajectories)):
-        for mine, other in zip(read_trajectories(path), trajectories, strict=True):
-            assert_same(mine, other, rtol=0 if path.suffix == ".h5" else 1e-15)
-    assert len(read_npz(tmp_path / "t.npz")) == 2
-    keys = set(np.load(tmp_path / "t.npz"))
-    assert {"positions", "velocities", "forces", "energies", "temperature", "atom_types", "masses"} <= keys
-    # Through `dataset convert`, one molecule to a file, several molecules to a folder.
-    back = convert_file(tmp_path / "t.npz", tmp_path / "back.h5").path
-    for mine, other in zip(read_trajectories(back), trajectories, strict=True):
-        assert_same(mine, other, rtol=1e-15)
-    box = {"cell": 9.0 * np.eye(3) + 0.1, "pbc": np.array([True, True, False])}
-    several = [*trajectories, made("other", seed=2, **box)]
-    write_trajectories(tmp_path / "many.h5", several, provenance={"teacher": "none"})
-    convert_file(tmp_path / "many.h5", tmp_path / "npz")
-    assert [path.name for path in sorted((tmp_path / "npz").iterdir())] == ["C_C_C_O.npz", "other.npz"]
-    again = convert_file(tmp_path / "npz", tmp_path / "again.h5").path
-    assert Dataset(again).provenance["teacher"] == "none"
-    for mine, other in zip(read_trajectories(again), several, strict=True):
-        assert_same(mine, replace(other, settings={"teacher": "none", **other.settings}), rtol=1e-15)
-
-
-def test_labels_that_are_not_known_stay_unknown(tmp_path):
-    bare = replace(made(), energies=None, forces=None)
-    for path in (write_trajectories(tmp_path / "t.h5", [bare]), write_npz(tmp_path / "t.npz", [bare])):
-        (found,) = read_trajectories(path)
-        assert found.energies is None
-        assert found.forces is None
-
-
-def test_npz_of_others_is_a_trajectory_once_its_interval_is_known(tmp_path):
-    trajectory, path = made(), tmp_path / "foreign.npz"
-    np.savez(path, positions=trajectory.positions / 10, velocities=trajectory.velocities * 100, atom_types=[8, 1, 1])
-    with pytest.raises(DataError, match="how much time lies between its frames"):
-        read_trajectories(path)
-    (found,) = read_trajectories(path, interval=4.0)
-    np.testing.assert_allclose(found.velocities, trajectory.velocities, rtol=1e-15)
-    assert (found.group, found.origin, found.interval, found.forces) == ("H2O", "foreign", 4.0, None)
-    target = convert_file(path, tmp_path / "f.h5", options=ImportOptions(interval=4.0), need="nothing").path
-    assert read_trajectories(target)[0].interval == 4.0
-    np.savez(tmp_path / "still.npz", positions=trajectory.positions, atom_types=[8, 1, 1])
-    with pytest.raises(DataError, match="has no velocities"):
-        read_trajectories(tmp_path / "still.npz", interval=4.0)
-
-
-def test_gaps_and_doubles_are_refused(tmp_path):
-    path = write_trajectories(tmp_path / "t.h5", [made(), made(origin="b", seed=1)])
-    parts = split_dataset(path, by="trajectory", fractions={"a": 0.5, "b": 0.5})
-    assert [len(read_trajectories(part)) for part in parts.values()] == [1, 1]
-    with pytest.raises(DataError, match="gaps cannot be used"):
-        read_trajectories(split_dataset(path, by="frame", fractions={"a": 0.5, "b": 0.5})["a"])
-    with pytest.raises(DataError, match="Two trajectories"):
-        write_trajectories(tmp_path / "t.h5", [made(), made()])
-
-
-def test_a_crystal_keeps_its_box(tmp_path):
-    atoms = bulk("Cu", cubic=True)
-    copper = Structure(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, group="copper")
-    run(tmp_path, [copper], replace(SHORT, trajectories=1), "ase.calculators.emt:EMT")
-    (trajectory,) = read_trajectories(tmp_path)
-    np.testing.assert_array_equal(trajectory.cell, atoms.cell.array)
-    assert trajectory.pbc.all()
-    assert trajectory.settings["degrees_of_freedom"] == 9
-
-
-# -------------------------------------------------------------------------------------------------- the command line
-
-
-def command(*arguments) -> int:
-    return main(["trajectories", *map(str, arguments)])
-
-
-def test_the_command(tmp_path, capsys):
-    out = tmp_path / "run"
-    options = [
-        "--teacher",
-        "mmff94",
-        "--integrator",
-        "verlet",
-        "--picoseconds",
-        "0.05",
-        "--equilibrate",
-        "0.05",
-        "-n",
-        "2",
-    ]
-    assert command("CCO", "O", *options, "--workers", "1", "--out", out) == 0
-    printed = capsys.readouterr().out
-    assert "drift, meV/atom/ps" in printed
-    assert "verlet-300K/001" in printed
-    trajectories = read_trajectories(out)
-    assert [(t.group, t.smiles, len(t)) for t in trajectories] == [("CCO", "CCO", 6)] * 2 + [("O", "O", 6)] * 2
-    starts = [t.positions[0] for t in trajectories[:2]]
-    assert np.abs(starts[0] - starts[1]).max() > 0.1, "the second starts from a conformer"
-    provenance = Dataset(out / "trajectories.h5").provenance
-    assert (provenance["teacher"], provenance["seed"]) == ("mmff94", 0)
-    assert provenance["teacher_version"].startswith("rdkit")
-    assert provenance["trajectories"][0]["seconds"] > 0
-
-    assert command("CCO", "O", *options, "--workers", "1", "--out", out) == 0
-    assert "finished already" in capsys.readouterr().out
-    assert command("CCO", "O", *options, "--friction", "0.02", "--out", out) == 2
-    assert "friction: 0.01 there, 0.02 now" in capsys.readouterr().err
-    assert command("CCO", *options, "--interval", "0.7", "--out", out) == 2
-    assert "take 0.5 or 1 fs" in capsys.readouterr().err
-    assert command(*options, "--out", out / "none") == 2
-    assert "There are no molecules" in capsys.readouterr().err
-
-
-def test_the_exit_code_says_that_some_ended_early(tmp_path, capsys):
-    options = ["--picoseconds", "0.1", "--interval", "1", "--equilibrate", "0", "--workers", "1", "--out", tmp_path]
-    assert command("O", "C", "--teacher", springs(fail=50, atoms=3), "--allow-no-hydrogen", *options) == 2
-    message = capsys.readouterr().err
-    assert "1 of 2 trajectories ended before their time, the first of them O, langevin-300K/000, at 24.5 fs" in message
-    assert "SCF not converged" in message
-    assert [len(t) for t in read_trajectories(tmp_path)] == [25, 101]
