@@ -64,6 +64,8 @@ class ShortRange(nn.Module):
       ``outer``; it decreases monotonically, so a clash never attracts.
     """
 
+    MARGIN = 0.98  # `inner` is this share of the closest distance seen
+    UNSEEN = 0.75  # and a pair that was never seen is taken to have come this near, in bond lengths
     FLAT = 0.8  # the network sees a constant distance below FLAT·inner
     ZBL_C = (0.1818, 0.5099, 0.2802, 0.02817)
     ZBL_A = (3.2, 0.9423, 0.4029, 0.2016)
@@ -84,15 +86,20 @@ class ShortRange(nn.Module):
         self.register_buffer("screening", screening, persistent=False)
         self.register_buffer("bond", bond, persistent=False)
         # Before any data is seen: nothing closer than three quarters of a bond has been seen.
-        self.register_buffer("inner", 0.75 * bond)
+        self.register_buffer("inner", self.UNSEEN * bond)
         self.register_buffer("outer", bond.clone())
 
     def set_closest_distances(self, closest: Tensor) -> None:
         """Take (S, S) closest distances seen in training, Å; pairs that were never seen are infinite or NaN."""
-        closest = torch.where(torch.isfinite(closest), closest, 0.75 * self.bond).to(self.bond)
-        self.inner.copy_(0.98 * torch.minimum(closest, 4.0 * self.bond))
+        closest = torch.where(torch.isfinite(closest), closest, self.UNSEEN * self.bond).to(self.bond)
+        self.inner.copy_(self.MARGIN * torch.minimum(closest, 4.0 * self.bond))
         # A pair that never comes near (two non-bonded H) is walled off where the data end, not at a bond length.
         self.outer.copy_(torch.maximum(self.bond, self.inner))
+
+    def closest_distances(self) -> Tensor:
+        """(S, S) what `set_closest_distances` was given, Å; infinite for pairs that were never seen."""
+        closest = self.inner / self.MARGIN
+        return torch.where(torch.isclose(closest, self.UNSEEN * self.bond), torch.inf, closest)
 
     def forward(self, distances: Tensor, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """(E,) distances and the species of both ends → (E,) distances the network sees, (E,) repulsion in eV."""

@@ -98,6 +98,18 @@ def test_momentum_and_centre_of_mass_are_conserved(kind):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
+def test_a_jump_grows_no_faster_than_the_velocities(kind):
+    """Features would be polynomials of high degree in the velocities, and overflow, if they were not bounded."""
+    network = make(kind, torch.float32)
+    numbers, masses, x, v, hops = ethanol()
+    sizes = []
+    for factor in (1.0, 1e3, 1e4):
+        jump = jump_of(network, numbers, masses, x, factor * v, hops)
+        sizes.append(jump.velocity_change.norm())
+        assert sizes[-1] < 10 * factor * sizes[0]
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_a_batch_is_its_singles_and_the_cutoff_is_smooth(kind):
     network = make(kind)
     graphs = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from ase.calculators.emt import EMT
 
+from distillase.ase_calcs.calculator import PotentialCalculator
 from distillase.ase_calcs.compiled import find_compiler
 from distillase.ase_calcs.errors import DataError, InputError
 from distillase.ase_calcs.modelfile import load_model
@@ -305,6 +307,44 @@ def test_stress_is_learned(tmp_path: Path) -> None:
             errors.append(np.abs(atoms.get_stress() - data.stress[k]).mean())
         scores[weight] = np.mean(errors)
     assert scores[30.0] < scores[0.0]
+
+
+def test_a_student_begins_with_the_weights_of_another(dataset: Path, tmp_path: Path) -> None:
+    """Its forces are the other's before any step; energies on another scale, and fewer elements, do not matter."""
+    first = train(dataset, tmp_path / "first", model=MODEL, training=short(max_epochs=3)).model
+    rng = np.random.default_rng(5)
+    waters = []
+    for k in range(12):
+        structure = Structure(np.array([8, 1, 1]), WATER + rng.normal(0, 0.02, (3, 3)), group="O", origin=f"md/{k}")
+        atoms = structure.to_atoms()
+        atoms.calc = PotentialCalculator(first, dtype="float64")
+        waters.append((structure, Labels(atoms.get_potential_energy() - 2000.0, atoms.get_forces())))
+    path = write_dataset(tmp_path / "water.h5", waters, provenance={})
+    with Dataset(path) as data:
+        few = FrameTable(data, np.arange(12), cutoff=MODEL.cutoff, dtype=torch.float64)
+    model = replace(MODEL, start_from=str(first), dtype="float64")
+    task = PotentialTask(prepare_potential(model, (1, 8), few, seed=9), LossConfig())
+    batch = few.batch(np.arange(12))
+    found = figures(task(batch.tensors(), task.counts(batch))[1])
+    assert found["force_mae"] < 1e-6
+    assert found["energy_mae"] < 1e-6
+    before, after = load_model(first).short_range, task.potential.short_range
+    rows = [load_model(first).elements.index(z) for z in (1, 8)]
+    assert (after.closest_distances() <= before.closest_distances()[rows][:, rows] + 1e-6).all()
+    tuned = train(path, tmp_path / "tuned", model=replace(model, dtype="float32"), training=short(max_epochs=1))
+    assert load_model(tuned.model).elements == (1, 8)
+
+
+def test_a_start_of_another_kind_is_refused(dataset: Path, table: FrameTable, tmp_path: Path) -> None:
+    first = train(dataset, tmp_path / "first", model=MODEL, training=short(max_epochs=1)).model
+    for changed, message in (
+        ({"features": 12}, "width, layers and basis must be the same"),
+        ({"layers": 3}, "weights"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare_potential(replace(MODEL, start_from=str(first), **changed), ELEMENTS, table, seed=1)
+    with pytest.raises(InputError, match=r"for elements \[1, 6, 8\]"):
+        prepare_potential(replace(MODEL, start_from=str(first)), (*ELEMENTS, 9), table, seed=1)
 
 
 def test_missing_labels_are_named(tmp_path: Path) -> None:

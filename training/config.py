@@ -31,6 +31,9 @@ class ModelConfig:
         Also predict partial charges and dipoles; give `loss.charges` or `loss.dipole` a weight with it.
     dtype
         Arithmetic of the network; sums over atoms are in float64 either way.
+    start_from
+        A model file whose weights training begins with, of the same settings as above: a student of a cheap teacher
+        needs few labels of a dear one.
     """
 
     architecture: str = "painn"
@@ -41,6 +44,7 @@ class ModelConfig:
     rank: int = 2
     charges: bool = False
     dtype: Literal["float32", "float64"] = "float32"
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         for name in ("features", "layers", "n_basis", "rank"):

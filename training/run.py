@@ -19,7 +19,7 @@ import torch
 
 from ..ase_calcs.errors import DataError, InputError
 from ..ase_calcs.layers import ShortRange
-from ..ase_calcs.modelfile import DTYPES, build_potential, save_model
+from ..ase_calcs.modelfile import DTYPES, build_potential, load_model, model_hash, save_model
 from ..ase_calcs.potential import ModelHeader, Potential
 from ..ase_calcs.progress import Progress, SilentProgress
 from ..datasets.splits import split_indices
@@ -28,6 +28,7 @@ from .batches import EdgeBudgetSampler, FrameTable
 from .checkpoint import remove_checkpoints
 from .config import ModelConfig, SplitConfig, TrainConfig
 from .engine import TorchEngine
+from .inherit import inherit
 from .loop import TrainLoop
 from .metrics import INDEX, figures
 from .task import PotentialTask
@@ -176,15 +177,39 @@ def prepare_potential(model: ModelConfig, elements: tuple[int, ...], table: Fram
     """A network with fresh weights whose constants are fitted to the training frames.
 
     Atomic reference energies by least squares, the energy scale from the forces, and the closest distances of every
-    pair of elements, where the short-range repulsion takes over.
+    pair of elements, where the short-range repulsion takes over. A network that starts from another keeps that one's
+    scale and knowledge of close distances; its reference energies explain what the other leaves of the new energies.
     """
     potential = fresh_potential(model, elements, seed=seed)
-    potential.atomic_energies.copy_(reference_energies(table, elements))
-    potential.energy_scale.fill_(max(float(table.forces.double().square().mean().sqrt()), 1e-3))
+    closest = table.closest_distances(elements)
     short_range = getattr(potential, "short_range", None)
+    if model.start_from:
+        inherit(potential, load_model(model.start_from, dtype=potential.dtype))
+        potential.atomic_energies.zero_()
+        potential.atomic_energies.copy_(reference_energies(table, elements, minus=_energies(potential, table)))
+        if isinstance(short_range, ShortRange):
+            closest = torch.minimum(closest, short_range.closest_distances().double())
+    else:
+        potential.atomic_energies.copy_(reference_energies(table, elements))
+        potential.energy_scale.fill_(max(float(table.forces.double().square().mean().sqrt()), 1e-3))
     if isinstance(short_range, ShortRange):
-        short_range.set_closest_distances(table.closest_distances(elements))
+        short_range.set_closest_distances(closest)
     return potential
+
+
+def _energies(potential: Potential, table: FrameTable) -> torch.Tensor:
+    """(F,) float64, eV: of every frame of a table, by the network as it stands."""
+    found = []
+    with torch.no_grad():
+        for first in range(0, len(table), 64):
+            batch = table.batch(np.arange(first, min(first + 64, len(table))))
+            species = potential.species_of_number[batch.numbers]
+            terms, _ = potential.predict(
+                species, batch.system, batch.edges, batch.vectors, batch.charge, batch.multiplicity,
+                derivatives=False, create_graph=False,
+            )  # fmt: skip
+            found.append(torch.zeros_like(batch.energy).index_add(0, batch.system, terms.energies))
+    return torch.cat(found)
 
 
 def fresh_potential(model: ModelConfig, elements: tuple[int, ...], *, seed: int) -> Potential:
@@ -203,9 +228,13 @@ def fresh_potential(model: ModelConfig, elements: tuple[int, ...], *, seed: int)
         return build_potential(model.architecture, elements, hyperparameters, dtype=DTYPES[model.dtype])
 
 
-def reference_energies(table: FrameTable, elements: tuple[int, ...]) -> torch.Tensor:
-    """(S,) float64, eV: the atomic energies that explain the total energies best (minimum norm where they are free)."""
-    solution, *_ = np.linalg.lstsq(table.compositions(elements), table.energy.numpy(), rcond=None)
+def reference_energies(
+    table: FrameTable, elements: tuple[int, ...], *, minus: torch.Tensor | float = 0.0
+) -> torch.Tensor:
+    """(S,) float64, eV: the atomic energies that explain the total energies, less `minus` (F,), best (minimum norm
+    where they are free).
+    """
+    solution, *_ = np.linalg.lstsq(table.compositions(elements), (table.energy - minus).numpy(), rcond=None)
     return torch.from_numpy(solution)
 
 
@@ -267,6 +296,8 @@ def _fingerprint(
         "training": settings,
         "seed": seed,
     }
+    if model.start_from:
+        tree["start"] = model_hash(model.start_from)
     return hashlib.blake2b(json.dumps(tree, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

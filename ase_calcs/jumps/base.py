@@ -207,6 +207,21 @@ def without_momentum(vectors: Tensor, graph: JumpGraph) -> Tensor:
     return vectors - (total / mass)[graph.system]
 
 
+def bounded(vectors: Tensor, *, channels: int, components: int) -> Tensor:
+    """Vectors (or tensors) of an atom, divided by √(1 + their mean square norm): short ones stay, none grows.
+
+    Products of features with features, layer after layer, are polynomials of high degree in the velocities: without a
+    bound a fast atom alone makes them overflow. The factor is one for all channels of an atom, and turns nothing.
+
+    Parameters
+    ----------
+    channels, components
+        Dimensions of the channels and of the vectors' components.
+    """
+    square = (vectors * vectors).sum(dim=components, keepdim=True).mean(dim=channels, keepdim=True)
+    return vectors * torch.rsqrt(1.0 + square)
+
+
 def check_width(features: int, heads: int) -> None:
     """Refuse a width that heads cannot share."""
     if features % heads:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import sum_over_neighbours
-from .base import JumpNetwork
+from .base import JumpNetwork, bounded
 
 
 class EGNNJump(JumpNetwork):
@@ -46,12 +46,13 @@ class EGNNLayer(nn.Module):
     """One round of messages.
 
     m_ij = φ(s_i, s_j, basis_ij, products), s_i += ψ(s_i, Σ m_ij, |u_i|²),
-    u_i = g(s_i) u_i + Σ_j r̂_ij a(m_ij) + u_j b(m_ij)
+    u_i = g(s_i) u_i + Σ_j r̂_ij a(m_ij) + u_j b(m_ij), of s normalised and u bounded beforehand.
     """
 
     def __init__(self, features: int, n_edge: int, vectors: int) -> None:
         super().__init__()
         self.vectors = vectors
+        self.norm = nn.LayerNorm(features)
         self.of_centre = nn.Linear(features, features)
         self.of_neighbour = nn.Linear(features, features, bias=False)
         self.of_edge = nn.Linear(n_edge + 4 * vectors, features, bias=False)
@@ -66,6 +67,7 @@ class EGNNLayer(nn.Module):
     def forward(self, s: Tensor, u: Tensor, directions: Tensor, basis: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
         """(N, F) scalars and (N, C, 3) vectors → new ones."""
         centre, neighbour = edges[0], edges[1]
+        s, u = self.norm(s), bounded(u, channels=1, components=2)
         mine, theirs = u.index_select(0, centre), u.index_select(0, neighbour)
         along = directions[:, None]  # (E, 1, 3)
         products = [(mine * along).sum(-1), (theirs * along).sum(-1), (mine * theirs).sum(-1), (mine * mine).sum(-1)]

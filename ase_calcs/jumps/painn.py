@@ -11,7 +11,7 @@ from torch.nn.functional import silu
 
 from ..errors import InputError
 from ..painn import Message, Update, second_harmonics, traceless_product
-from .base import JumpNetwork
+from .base import JumpNetwork, bounded
 
 
 class PaiNNJump(JumpNetwork):
@@ -29,6 +29,7 @@ class PaiNNJump(JumpNetwork):
             Message(width, 2 * self._hyperparameters["n_basis"], rank=rank, first=False) for _ in range(layers)
         )
         self.updates = nn.ModuleList(Update(width, rank=rank, last=k == layers - 1) for k in range(layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers))
         self.gate = nn.Linear(width, width)
         self.speed = nn.Linear(width, width)
         self.readout = nn.Linear(width, self.n_outputs, bias=False)
@@ -40,7 +41,13 @@ class PaiNNJump(JumpNetwork):
         v = velocities.T[:, :, None] * channels  # (3, N, F)
         tensors = [v, traceless_product(v, v)][: self.rank]
         harmonics = [directions, second_harmonics(directions)][: self.rank]
+        norms = iter(self.norms)
         for message, update in zip(self.messages, self.updates, strict=True):
-            s, tensors = message(s, tensors, basis, harmonics, edges)
-            s, tensors = update(s, tensors)
+            s, tensors = message(next(norms)(s), [_bounded(t) for t in tensors], basis, harmonics, edges)
+            s, tensors = update(next(norms)(s), [_bounded(t) for t in tensors])
         return self.readout(tensors[0] * self.gate(s)).permute(1, 2, 0)
+
+
+def _bounded(tensors: Tensor) -> Tensor:
+    """(3, N, F) or (5, N, F)."""
+    return bounded(tensors, channels=-1, components=0)

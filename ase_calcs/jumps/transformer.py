@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import sum_over_neighbours
-from .base import JumpNetwork, check_width
+from .base import JumpNetwork, bounded, check_width
 
 STEEPEST = 5.0  # weights are at most e⁵ times each other: they need no maximum over neighbours to be finite
 
@@ -50,7 +50,9 @@ class TransformerJump(JumpNetwork):
     def outputs(self, s: Tensor, velocities: Tensor, directions: Tensor, basis: Tensor, edges: Tensor) -> Tensor:
         """See `JumpNetwork.outputs`."""
         u = self.start(s)[:, :, None] * velocities[:, None]  # (N, C, 3)
-        g = self.of_speed(torch.cat([(velocities * velocities).sum(dim=-1, keepdim=True), s], dim=-1))
+        # Speeds, and not their squares, which one fast atom would fill the network with.
+        speeds = torch.sqrt((velocities * velocities).sum(dim=-1, keepdim=True) + 1.0) - 1.0
+        g = self.of_speed(torch.cat([speeds, s], dim=-1))
         for layer in self.layers:
             s, g, u = layer(s, g, u, directions, basis, edges)
         weights = self.readout(torch.cat([s, g], dim=-1)).view(-1, self.n_outputs, self.vectors)
@@ -111,6 +113,7 @@ class TransformerLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, F) structure, (N, F) velocity features and (N, C, 3) vectors → new ones."""
         centre, neighbour = edges[0], edges[1]
+        u = bounded(u, channels=1, components=2)
         mine, theirs = u.index_select(0, centre), u.index_select(0, neighbour)
         along = directions[:, None]
         pairs = ((mine, along), (theirs, along), (mine, theirs), (theirs, theirs))
@@ -127,7 +130,8 @@ class TransformerLayer(nn.Module):
         ].split(self.vectors, dim=1)
         moved = sum_over_neighbours(along * along_edges + theirs * along_theirs, centre, s)
         u = u * (1.0 + self.gate(torch.cat([a, b], dim=-1))[:, :, None]) + moved
-        lengths = (u * u).sum(dim=-1)
+        bound = bounded(u, channels=1, components=2)
+        lengths = (bound * bound).sum(dim=-1)
         s, g = s + from_s + from_g, g + to_g
         s = s + self.mlp_s(torch.cat([s, lengths], dim=-1))
         g = g + self.mlp_g(torch.cat([g, lengths], dim=-1))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...ase_calcs.errors import DataError, InputError
+from ...ase_calcs.errors import DataError
 from ...ase_calcs.jumps import JumpNetwork
 from ...ase_calcs.modelfile import DTYPES, build_jump, load_jump, save_model
 from ...ase_calcs.potential import ModelHeader
@@ -22,6 +22,7 @@ from ...ase_calcs.units import FS, KB
 from ...datasets.trajectory import Trajectory
 from ..checkpoint import remove_checkpoints
 from ..engine import TorchEngine
+from ..inherit import inherit
 from ..loop import TrainLoop
 from ..run import MODEL, keep_freed_memory
 from .config import JumpRecipe
@@ -143,46 +144,19 @@ def prepare_jump(recipe: JumpRecipe, runs: Sequence[Trajectory]) -> JumpNetwork:
         "egnn-jump": {"vectors": model.vectors},
         "transformer-jump": {"heads": model.heads, "vectors": model.vectors},
     }[model.architecture]
-    inherited = load_jump(model.start_from) if model.start_from else None
-    if inherited is not None:
-        missing = sorted(set(elements) - set(inherited.elements))
-        if missing or inherited.architecture != model.architecture:
-            raise InputError(
-                f"`model.start_from` is a {inherited.architecture} for elements {list(inherited.elements)}; this "
-                f"recipe wants a {model.architecture} for {list(elements)}. Start from a network of the same kind."
-            )
-        elements = inherited.elements
     # Initial weights come from torch's global generator; the user's is put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = build_jump(model.architecture, elements, common | own, dtype=torch.float32)
-    if inherited is not None:
-        _inherit(network, inherited)
+    if model.start_from:
+        inherit(network, load_jump(model.start_from), growing="readout")  # a new force head comes behind the others
         for name, parameter in network.named_parameters():
-            part, _, rest = name.partition(".")
-            layer = rest.partition(".")[0]
-            frozen = part in ("layers", "messages", "updates") and int(layer) < model.freeze_layers
+            parts = name.split(".")
+            frozen = parts[0] in ("layers", "messages", "updates") and int(parts[1]) < model.freeze_layers
             parameter.requires_grad_(not frozen)
     for name, values in _scales(network, runs, recipe).items():
         getattr(network, name).copy_(values)
     return network
-
-
-def _inherit(network: JumpNetwork, other: JumpNetwork) -> None:
-    """Take over the weights; a force head may be new."""
-    mine, theirs = network.state_dict(), other.state_dict()
-    for name, value in theirs.items():
-        if name not in mine:
-            raise InputError(f"`model.start_from` has weights `{name}` that this recipe's network does not have.")
-        if mine[name].shape == value.shape:
-            mine[name].copy_(value)
-        elif name.startswith("readout") and mine[name].shape[1:] == value.shape[1:]:
-            mine[name][: len(value)].copy_(value)  # outputs of the first vectors; a new head follows them
-        else:
-            raise InputError(
-                f"`model.start_from` has `{name}` of shape {tuple(value.shape)}, this recipe "
-                f"{tuple(mine[name].shape)}: width, layers and basis must be the same."
-            )
 
 
 def _scales(network: JumpNetwork, runs: Sequence[Trajectory], recipe: JumpRecipe) -> dict[str, torch.Tensor]:
