@@ -1,17 +1,21 @@
-"""Learned jumps on molecules the network has not seen: structure, temperature, and every gradient that was spent.
+"""Learned jumps on molecules the network has not seen: structure, temperature, motion, and every gradient spent.
 
-    python benchmarks/learned_jump.py --train CCO CCN CC=O ... --test COC CCC ... --teacher mmff94 --timestep 2 --k 8
+    python benchmarks/learned_jump.py --train CC CCC CO ... --test CCO CCN ... --timestep 0.5 --k 8 --work runs/jumps
+    python benchmarks/learned_jump.py --teacher mmff94 --timestep 2 --k 4 --train ... --test ... --work runs/jumps-mm
 
-Every training molecule gives Langevin trajectories of the teacher (`distillase trajectories`), from which a jump
-network is trained (`distillase train-jump`); molecules are held out for validation as a whole. Then, for every test
-molecule and every seed, from the same start and at the same thermostat:
+Every training molecule gives trajectories of the teacher at constant energy (`distillase trajectories`), whose windows
+are no random targets, and from them a jump network is trained (`distillase train-jump`); whole molecules are held out
+for validation. Then, for every test molecule and seed, from one warm start and with the same thermostat:
 
 - reference: the teacher's own Langevin dynamics at the small step, one gradient each;
-- jump: `LearnedJump`, one gradient every k + 1 small steps when no guard refuses;
-- control: the same corrector without a network (`jump=None`), for as many gradients.
+- jump: `LearnedJump`, one gradient for k + 1 small steps when no guard refuses;
+- control: the same corrector without a network (`jump=None`), for as many gradients. It is a slow but sound Langevin
+  dynamics, in which only every (k + 1)th femtosecond that the clock counts has happened: its averages are right, and
+  its motion is what gives it away.
 
 Errors are root mean squares over bonds (angles) of the difference of their mean lengths (sizes) from the mean of the
-reference seeds; the reference's own column leaves out one seed at a time: the noise floor.
+reference seeds; the reference's own column leaves out one seed at a time: the noise floor. Motion is the root mean
+square change of the dihedrals about all bonds that turn over ten jumps' time, relative to the reference's.
 """
 
 from __future__ import annotations
@@ -19,16 +23,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms, units
+from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.optimize import LBFGS
 from md_speed import cpu_model
+from slhmc import torsions, turning
 
-from distillase.ase_calcs.dynamics import LearnedJump, MTSLangevin
+from distillase.ase_calcs.dynamics import LearnedJump
 from distillase.ase_calcs.teachers import make_teacher
 from distillase.datasets.readers import read_structures
 from distillase.datasets.structure import Structure
@@ -40,16 +47,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", nargs="+", required=True, help="SMILES")
     parser.add_argument("--test", nargs="+", required=True, help="SMILES, none of them in --train")
-    parser.add_argument("--teacher", default="mmff94")
-    parser.add_argument("--timestep", type=float, default=2.0, help="fs")
+    parser.add_argument("--teacher", default="gfn2-xtb")
+    parser.add_argument("--timestep", type=float, default=0.5, help="fs")
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=300.0)
-    parser.add_argument("--friction", type=float, default=1e-4, help="1/fs, in training and in test")
-    parser.add_argument("--picoseconds", type=float, default=20.0, help="of every test run, and of training runs")
-    parser.add_argument("--runs", type=int, default=2, help="training trajectories of each molecule")
+    parser.add_argument("--friction", type=float, default=0.002, help="1/fs, of the test runs")
+    parser.add_argument("--picoseconds", type=float, default=20.0, help="of every test run")
+    parser.add_argument("--runs", type=int, default=3, help="training trajectories of each molecule, of 3 ps")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=20.0, help="of training")
+    parser.add_argument("--minutes", type=float, default=25.0, help="of training")
     parser.add_argument("--architecture", default="painn-jump")
+    parser.add_argument("--source", choices=("windows", "flow"), default="windows", help="see `data.source`")
+    parser.add_argument("--set", nargs="*", default=[], help="further keys of the recipe, KEY=VALUE")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "learned_jump.json")
     return parser.parse_args()
@@ -57,42 +66,52 @@ def parse() -> argparse.Namespace:
 
 def train(arguments: argparse.Namespace) -> Path:
     """The network's file; what is there already is not made again."""
-    runs, folder = arguments.work / "trajectories", arguments.work / arguments.architecture
-    step = str(arguments.timestep)
+    runs, folder = arguments.work / "trajectories", arguments.work / f"{arguments.architecture}-{arguments.source}"
+    step, span = str(arguments.timestep), arguments.k * arguments.timestep
+    model = folder / "model.safetensors"
+    if model.is_file():
+        return model
     made = distillase(
         ["trajectories", *arguments.train, "--teacher", arguments.teacher, "--timestep", step, "--interval", step,
-         "--picoseconds", str(arguments.picoseconds), "--friction", str(arguments.friction), "-n", str(arguments.runs),
+         "--picoseconds", "3", "--integrator", "verlet", "--equilibrate", "1", "-n", str(arguments.runs),
          "--temperature", str(arguments.temperature), "--out", str(runs)]
     )  # fmt: skip
+    settings = [
+        f"data.timestep={step}", f"data.k=[{arguments.k}]", "data.by=group", "data.every=3",
+        f"data.source={arguments.source}", f"data.longest={span}", f"model.architecture={arguments.architecture}",
+        "model.cutoff=5.0", "training.batch_frames=32", f"training.minutes={arguments.minutes}", *arguments.set,
+    ]  # fmt: skip
+    words = [word for setting in settings for word in ("--set", setting)]
+    made = made or distillase(["train-jump", str(runs / "trajectories.h5"), *words, "--out", str(folder)])
     if made != 0:
         raise SystemExit(made)
-    model = folder / "model.safetensors"
-    if not model.is_file():
-        settings = [
-            f"data.timestep={step}", f"data.k=[{arguments.k}]", "data.by=group", "data.every=3",
-            f"model.architecture={arguments.architecture}", f"training.minutes={arguments.minutes}",
-        ]  # fmt: skip
-        words = [word for setting in settings for word in ("--set", setting)]
-        made = distillase(["train-jump", str(runs / "trajectories.h5"), *words, "--out", str(folder)])
-        if made != 0:
-            raise SystemExit(made)
     return model
 
 
-def start(structure: Structure, teacher: Any, temperature: float, seed: int) -> Atoms:
+def start(structure: Structure, teacher: Any, arguments: argparse.Namespace, seed: int) -> Atoms:
+    """2 ps of the teacher with a strong thermostat, from the minimum."""
     atoms = structure.to_atoms()
     atoms.calc = teacher
     LBFGS(atoms, logfile=None).run(fmax=0.02, steps=500)
-    thermalize_momenta(atoms, 2 * temperature, rng=np.random.default_rng(seed))
+    thermalize_momenta(atoms, 2 * arguments.temperature, rng=np.random.default_rng(seed))
     Stationary(atoms)
+    langevin(atoms, arguments, 0.01, 1000 + seed).run(round(2000 / arguments.timestep))
     return atoms
 
 
+def langevin(atoms: Atoms, arguments: argparse.Namespace, friction: float, seed: int) -> Any:
+    """Of the teacher alone; a fixed centre of mass takes no heat from the rest."""
+    return LangevinBAOAB(
+        atoms, arguments.timestep * units.fs, temperature_K=arguments.temperature, T_tau=units.fs / friction,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+
+
 def follow(atoms: Atoms, dyn: Any, steps: int, every: int, topology: Topology) -> dict[str, Any]:
-    """Mean bond lengths, angles and temperature after a fifth of the steps."""
-    dyn.run(steps // 5)
-    lengths, angles, temperatures = [], [], []
+    """Mean bond lengths, angles and temperature, and how far dihedrals turn in ten frames."""
+    lengths, angles, temperatures, frames = [], [], [], []
     (i, j), (a, b, c) = topology.bonds, topology.angles
+    began = time.perf_counter()
     for number, _ in enumerate(dyn.irun(steps)):
         if number % every:
             continue
@@ -102,10 +121,15 @@ def follow(atoms: Atoms, dyn: Any, steps: int, every: int, topology: Topology) -
         cosine = (u * v).sum(axis=1) / np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1)
         angles.append(np.rad2deg(np.arccos(cosine.clip(-1, 1))))
         temperatures.append(atoms.get_kinetic_energy() * 2 / units.kB / (3 * len(atoms) - 3))
+        frames.append(x.copy())
+    turned = np.deg2rad(torsions(np.array(frames), turning(topology)))
+    change = np.angle(np.exp(1j * (turned[10:] - turned[:-10])))
     return {
         "bonds": np.mean(lengths, axis=0),
         "angles": np.mean(angles, axis=0),
         "temperature": float(np.mean(temperatures)),
+        "motion": float(np.sqrt(np.mean(change**2))),
+        "seconds": time.perf_counter() - began,
     }
 
 
@@ -115,19 +139,19 @@ def one_molecule(smiles: str, model: Path, arguments: argparse.Namespace) -> dic
         arguments.teacher, structure.charge, structure.multiplicity, smiles=structure.smiles
     )  # fmt: skip
     step, k = arguments.timestep, arguments.k
-    steps = round(1000 * arguments.picoseconds / step)
-    jumps = steps // (k + 1)
+    jumps = round(1000 * arguments.picoseconds / step / (k + 1))
     thermostat = {"temperature_K": arguments.temperature, "friction": arguments.friction / units.fs}
     found: dict[str, list[dict[str, Any]]] = {"reference": [], "jump": [], "control": []}
     counts: dict[str, int] = {}
     for seed in range(arguments.seeds):
+        warm = start(structure, teacher, arguments, seed)
+        topology = find_topology(structure.numbers, warm.positions)
         for kind in found:
-            atoms = start(structure, teacher, arguments.temperature, seed)
-            topology = find_topology(structure.numbers, atoms.positions)
+            atoms = warm.copy()
+            atoms.calc = teacher
             if kind == "reference":
-                # One inner step per outer step is Langevin dynamics of the teacher alone.
-                dyn: Any = MTSLangevin(atoms, step * units.fs, inner=teacher, k=1, rng=seed, **thermostat)
-                found[kind].append(follow(atoms, dyn, steps, 5, topology))
+                dyn = langevin(atoms, arguments, arguments.friction, seed)
+                found[kind].append(follow(atoms, dyn, jumps * (k + 1), k + 1, topology))
                 continue
             dyn = LearnedJump(
                 atoms, step * units.fs, jump=model if kind == "jump" else None, k=k, rng=seed, **thermostat
@@ -137,7 +161,7 @@ def one_molecule(smiles: str, model: Path, arguments: argparse.Namespace) -> dic
                 for name, value in vars(dyn.counts).items():
                     counts[name] = counts.get(name, 0) + value
     gradients = counts["teacher_gradients"] / arguments.seeds
-    row: dict[str, Any] = {"gradients_saved": 1.2 * steps / gradients, "counts": counts}
+    row: dict[str, Any] = {"gradients_saved": jumps * (k + 1) / gradients, "counts": counts}
     references = found["reference"]
     for kind, runs in found.items():
         for name in ("bonds", "angles"):
@@ -146,7 +170,8 @@ def one_molecule(smiles: str, model: Path, arguments: argparse.Namespace) -> dic
                 others = [r[name] for number, r in enumerate(references) if kind != "reference" or number != seed]
                 errors.append(float(np.sqrt(np.mean((run[name] - np.mean(others, axis=0)) ** 2))))
             row[f"{kind}_{name}"] = float(np.mean(errors))
-        row[f"{kind}_temperature"] = float(np.mean([run["temperature"] for run in runs]))
+        for name in ("temperature", "motion", "seconds"):
+            row[f"{kind}_{name}"] = float(np.mean([run[name] for run in runs]))
     return row
 
 
@@ -160,20 +185,16 @@ def main() -> None:
         "settings": settings,
         "molecules": {},
     }
-    print("molecule          calls saved   RMSE of mean bonds, Å (reference, jump, control)   angles, °   T, K")
+    three = ("reference", "jump", "control")
+    print("each: reference, jump, control")
+    print("molecule   calls saved   RMSE of mean bonds, Å     of mean angles, °      T, K            motion")
     for smiles in arguments.test:
         row = one_molecule(smiles, model, arguments)
         report["molecules"][smiles] = row
-        three = ("reference", "jump", "control")
-        print(
-            f"{smiles:16s} {row['gradients_saved']:10.1f}× "
-            + "  ".join(f"{row[f'{kind}_bonds']:.4f}" for kind in three)
-            + "    "
-            + "  ".join(f"{row[f'{kind}_angles']:.2f}" for kind in three)
-            + "    "
-            + "  ".join(f"{row[f'{kind}_temperature']:.0f}" for kind in three),
-            flush=True,
-        )
+        columns = (("bonds", "{:.4f}"), ("angles", "{:5.2f}"), ("temperature", "{:3.0f}"))
+        cells = [" ".join(form.format(row[f"{kind}_{name}"]) for kind in three) for name, form in columns]
+        cells.append(" ".join(f"{row[f'{kind}_motion'] / row['reference_motion']:.2f}" for kind in three))
+        print(f"{smiles:12s} {row['gradients_saved']:7.1f}×   " + "     ".join(cells), flush=True)
         arguments.out.parent.mkdir(exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 

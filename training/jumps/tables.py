@@ -129,7 +129,7 @@ def _still(vectors: np.ndarray, masses: np.ndarray, name: str) -> np.ndarray:
 
 
 class WindowTable:
-    """Windows of k small steps.
+    """Windows of k small steps, every other one played backwards.
 
     Parameters
     ----------
@@ -187,16 +187,19 @@ class WindowTable:
         """Collate windows."""
         chosen = np.asarray(chosen)
         parts = []
-        for run, start, n in self.windows[chosen].tolist():
+        # Every other window is seen backwards, as in a film: the same laws of motion, and for a thermostatted run in
+        # equilibrium the same probabilities.
+        for (run, start, n), backwards in zip(self.windows[chosen].tolist(), chosen % 2, strict=True):
             t = self._molecules.trajectories[run]
+            first, last, sign = (start + n, start, -1.0) if backwards else (start, start + n, 1.0)
             parts.append(
                 _Part(
                     run,
-                    t.positions[start],
-                    t.velocities[start],
-                    t.positions[start + n] - t.positions[start],
-                    t.velocities[start + n] - t.velocities[start],
-                    t.forces[start] if t.forces is not None else np.full_like(t.positions[start], np.nan),
+                    t.positions[first],
+                    sign * t.velocities[first],
+                    t.positions[last] - t.positions[first],
+                    sign * (t.velocities[last] - t.velocities[first]),
+                    t.forces[first] if t.forces is not None else np.full_like(t.positions[first], np.nan),
                     n * t.interval,
                 )
             )
