@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--structure", required=True, help="SMILES or file")
-    parser.add_argument("--teacher", default="pyscf:PBE/def2-svp")
+    parser.add_argument("--teacher", default="pyscf:PBE/def2-svp?guess=warm")
     parser.add_argument("--verlet-steps", type=int, default=60, help="of the teacher alone")
     parser.add_argument("--mts-steps", type=int, default=200, help="of 4 fs")
     parser.add_argument("--length", type=int, default=400, help="student steps of 0.5 fs for each teacher energy")

@@ -51,9 +51,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--timestep", type=float, default=0.5, help="fs")
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=300.0)
-    parser.add_argument("--friction", type=float, default=0.002, help="1/fs, of the test runs")
+    parser.add_argument("--friction", type=float, default=0.005, help="1/fs, of the test runs")
     parser.add_argument("--picoseconds", type=float, default=20.0, help="of every test run")
-    parser.add_argument("--runs", type=int, default=3, help="training trajectories of each molecule, of 3 ps")
+    parser.add_argument("--runs", type=int, default=2, help="training trajectories of each molecule")
+    parser.add_argument("--training-picoseconds", type=float, default=1.5, help="of each of them")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=25.0, help="of training")
     parser.add_argument("--architecture", default="painn-jump")
@@ -73,8 +74,8 @@ def train(arguments: argparse.Namespace) -> Path:
         return model
     made = distillase(
         ["trajectories", *arguments.train, "--teacher", arguments.teacher, "--timestep", step, "--interval", step,
-         "--picoseconds", "3", "--integrator", "verlet", "--equilibrate", "1", "-n", str(arguments.runs),
-         "--temperature", str(arguments.temperature), "--out", str(runs)]
+         "--picoseconds", str(arguments.training_picoseconds), "--integrator", "verlet", "--equilibrate", "1",
+         "-n", str(arguments.runs), "--temperature", str(arguments.temperature), "--out", str(runs)]
     )  # fmt: skip
     settings = [
         f"data.timestep={step}", f"data.k=[{arguments.k}]", "data.by=group", "data.every=3",
@@ -100,7 +101,7 @@ def start(structure: Structure, teacher: Any, arguments: argparse.Namespace, see
 
 
 def langevin(atoms: Atoms, arguments: argparse.Namespace, friction: float, seed: int) -> Any:
-    """Of the teacher alone; a fixed centre of mass takes no heat from the rest."""
+    """Of the teacher alone."""
     return LangevinBAOAB(
         atoms, arguments.timestep * units.fs, temperature_K=arguments.temperature, T_tau=units.fs / friction,
         rng=np.random.default_rng(seed),
@@ -120,7 +121,10 @@ def follow(atoms: Atoms, dyn: Any, steps: int, every: int, topology: Topology) -
         u, v = x[a] - x[b], x[c] - x[b]
         cosine = (u * v).sum(axis=1) / np.linalg.norm(u, axis=1) / np.linalg.norm(v, axis=1)
         angles.append(np.rad2deg(np.arccos(cosine.clip(-1, 1))))
-        temperatures.append(atoms.get_kinetic_energy() * 2 / units.kB / (3 * len(atoms) - 3))
+        masses = atoms.get_masses()[:, None]
+        p = atoms.get_momenta()
+        p -= masses / masses.sum() * p.sum(axis=0)  # the reference's thermostat moves the centre of mass too
+        temperatures.append((p**2 / masses).sum() / units.kB / (3 * len(atoms) - 3))
         frames.append(x.copy())
     turned = np.deg2rad(torsions(np.array(frames), turning(topology)))
     change = np.angle(np.exp(1j * (turned[10:] - turned[:-10])))
