@@ -120,6 +120,30 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """Who carries out the steps. Under torchrun all processes share every step, whatever stands here.
+
+    Attributes
+    ----------
+    zero
+        Stage of DeepSpeed's ZeRO: 1 divides the optimizer's state among processes, 2 the gradients too. 0, the default,
+        keeps both whole on each and needs no DeepSpeed: a student is a fraction of a megabyte.
+    """
+
+    zero: int = 0
+
+    def __post_init__(self) -> None:
+        if self.zero == 3:
+            raise InputError(
+                "`training.engine.zero` is 3, which divides the weights too and gathers them during a pass. Forces are "
+                "a gradient inside the forward pass, and differentiating them again through gathered weights fails in "
+                "DeepSpeed. Take 0, 1 or 2."
+            )
+        if isinstance(self.zero, bool) or self.zero not in (0, 1, 2):
+            raise InputError(f"`training.engine.zero` is {self.zero!r}; it is 0, 1 or 2.")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How the student is trained.
 
@@ -135,11 +159,13 @@ class TrainConfig:
     batch_frames
         At most this many structures in a batch.
     accumulate
-        Batches per step.
+        Batches per step. Several processes share them, so that a step is the same on any number of processes; give each
+        enough to do: with 8 GPUs and one batch for each, 8.
     lr
         Highest learning rate.
     optimizer
-        ``muon`` (orthogonalized steps), ``adamw`` from torch, ``adabelief`` or ``yogi`` from `pytorch-optimizer`.
+        ``muon`` (orthogonalized steps), ``adamw`` from torch, ``adabelief`` or ``yogi`` from `pytorch-optimizer`,
+        ``sgd``.
     weight_decay
         Decoupled.
     schedule
@@ -168,6 +194,8 @@ class TrainConfig:
         Extra logs beside ``metrics.jsonl``.
     loss
         Weights and shape of the loss.
+    engine
+        For several processes.
     """
 
     minutes: float | None = None
@@ -176,7 +204,7 @@ class TrainConfig:
     batch_frames: int = 4
     accumulate: int = 1
     lr: float = 4e-3
-    optimizer: Literal["muon", "adamw", "adabelief", "yogi"] = "muon"
+    optimizer: Literal["muon", "adamw", "adabelief", "yogi", "sgd"] = "muon"
     weight_decay: float = 0.0
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup_steps: int = 100
@@ -193,6 +221,7 @@ class TrainConfig:
     tensorboard: bool = True
     wandb: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         if self.minutes is not None:

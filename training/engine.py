@@ -1,6 +1,7 @@
 """Engines: how a step is carried out and sums are gathered. The loop talks to this seam and to nothing below it.
 
-An engine owns the wrapped task, the optimizer and the gradient; DDP and DeepSpeed come as further engines.
+An engine owns the task, the optimizer and the gradient. `TorchEngine` is one process or, in a world of several, data
+parallel; DeepSpeed's is in `zero.py`.
 """
 
 from __future__ import annotations
@@ -18,25 +19,27 @@ from .compiled import CompiledStep
 from .config import TrainConfig
 from .optimizers import make_optimizer
 from .task import Task, TaskBatch
+from .world import World
 
 
 class Engine(Protocol):
-    """What the loop needs."""
+    """What the loop needs. In a world of several processes all of them call the same methods in the same order."""
 
-    rank: int
-    world_size: int
+    world: World
     task: Task
 
     def step(self, batches: Sequence[TaskBatch], lr: float) -> tuple[Tensor, float]:
-        """One optimizer step over some batches; global sums (see `Task.sum_names`) and the norm of the gradient."""
+        """One optimizer step over this process's batches (maybe none) and those of the others; the sums (see
+        `Task.sum_names`) and the norm of the gradient, both over all of them.
+        """
         ...
 
     def evaluate(self, batches: Sequence[TaskBatch]) -> Tensor:
-        """Global sums over some batches with the weights as they are, without gradients."""
+        """Sums over the batches of all processes with the weights as they are, without gradients."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and optimizer."""
+        """Weights and optimizer, whole: any number of processes can go on from it."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -49,7 +52,11 @@ class NonFiniteLoss(DistillaseError, ArithmeticError):
 
 
 class TorchEngine:
-    """One process, one device.
+    """One device for each process; the gradients of all processes are summed.
+
+    The sum is one message after the backward pass, and not DistributedDataParallel's buckets during it: the gradient of
+    a student is a fraction of a megabyte, a process may have several batches or none, a compiled step hands out all
+    gradients at once, and a process that runs out of memory in the middle of a pass can still say so to the others.
 
     Parameters
     ----------
@@ -59,14 +66,15 @@ class TorchEngine:
         Optimizer, clipping, compilation.
     example
         A batch of the training set, for compilation.
+    world
+        The processes.
     """
 
-    rank = 0
-    world_size = 1
-
-    def __init__(self, task: Task, config: TrainConfig, example: TaskBatch) -> None:
+    def __init__(self, task: Task, config: TrainConfig, example: TaskBatch, world: World | None = None) -> None:
         self.task = task
         self.config = config
+        self.world = world or World()
+        self.world.share_state([*task.parameters(), *task.buffers()])
         self.optimizer = make_optimizer(config, task.network)
         self.device = task.network.device
         self.compiled = wants_compilation(config, compilable=task.compilable)
@@ -79,7 +87,7 @@ class TorchEngine:
             group["lr"] = lr
         self.task.train()
         self.optimizer.zero_grad(set_to_none=True)
-        counts = torch.stack([self.task.counts(batch) for batch in batches]).sum(dim=0).to(self.device)
+        counts = global_counts(self.task, batches, self.world).to(self.device)
         total = torch.zeros_like(counts)
         trained = [p for p in self.task.parameters() if p.requires_grad]
         for batch in batches:
@@ -87,28 +95,26 @@ class TorchEngine:
             # Forces are differentiated with respect to edge vectors. The loss need not be, which saves a part of it.
             loss.backward(inputs=trained)
             total += sums
+        self._sum_gradients(trained)
         parameters = [p for p in trained if p.grad is not None]
         largest = self.config.clip if self.config.clip > 0 else math.inf
         norm = float(nn.utils.clip_grad_norm_(parameters, largest))
-        loss_sum = float(total[self.task.sum_names.index("loss")])
-        if not (math.isfinite(norm) and math.isfinite(loss_sum)):
-            raise NonFiniteLoss(
-                f"The loss ({loss_sum:g}) or its gradient ({norm:g}) is not finite. Nothing of this "
-                "step was kept and the last checkpoint stands. Lower `training.lr`, set `training.clip`, and look "
-                "for outliers with `distillase dataset validate`."
-            )
+        self.world.sum(total)
+        refuse_non_finite(float(total[self.task.sum_names.index("loss")]), norm)
         self.optimizer.step()
         return total, norm
 
+    def _sum_gradients(self, trained: list[nn.Parameter]) -> None:
+        if self.world.size == 1:
+            return
+        flat = torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in trained])
+        self.world.sum(flat)
+        for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            p.grad = part.view_as(p)
+
     def evaluate(self, batches: Sequence[TaskBatch]) -> Tensor:
         """See `Engine.evaluate`."""
-        self.task.eval()
-        counts = torch.stack([self.task.counts(batch) for batch in batches]).sum(dim=0).to(self.device)
-        total = torch.zeros_like(counts)
-        for batch in batches:
-            total += self.task(batch.to(self.device).tensors(), counts)[1]
-        self.task.train()
-        return total
+        return evaluate(self.task, batches, self.device, self.world)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Engine.state_dict`."""
@@ -118,6 +124,44 @@ class TorchEngine:
         """See `Engine.load_state_dict`."""
         self.task.load_state_dict(state["task"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def make_engine(task: Task, config: TrainConfig, example: TaskBatch, world: World) -> Engine:
+    """The engine that a recipe asks for; ZeRO in a world of one has nothing to divide, and is no other than stage 0."""
+    if config.engine.zero == 0 or world.size == 1:
+        return TorchEngine(task, config, example, world)
+    from .zero import ZeroEngine
+
+    return ZeroEngine(task, config, example, world)
+
+
+def global_counts(task: Task, batches: Sequence[TaskBatch], world: World) -> Tensor:
+    """(len(sum_names),) float64: over how many examples the terms of this step's loss are means."""
+    counts = torch.zeros(len(task.sum_names), dtype=torch.float64)
+    for batch in batches:
+        counts += task.counts(batch).cpu()
+    return world.sum(counts)
+
+
+def evaluate(task: Task, batches: Sequence[TaskBatch], device: torch.device, world: World) -> Tensor:
+    """See `Engine.evaluate`."""
+    task.eval()
+    counts = global_counts(task, batches, world).to(device)
+    total = torch.zeros_like(counts)
+    for batch in batches:
+        total += task(batch.to(device).tensors(), counts)[1]
+    task.train()
+    return world.sum(total)
+
+
+def refuse_non_finite(loss: float, norm: float) -> None:
+    """Raise `NonFiniteLoss`; loss and norm are those of all processes, so that all raise together."""
+    if not (math.isfinite(norm) and math.isfinite(loss)):
+        raise NonFiniteLoss(
+            f"The loss ({loss:g}) or its gradient ({norm:g}) is not finite. Nothing of this "
+            "step was kept and the last checkpoint stands. Lower `training.lr`, set `training.clip`, and look "
+            "for outliers with `distillase dataset validate`."
+        )
 
 
 def wants_compilation(config: TrainConfig, *, compilable: bool = True) -> bool:

@@ -90,10 +90,12 @@ class TrainLoop:
         self.engine, self.training, self.validation = engine, training, validation
         self.config, self.folder, self.fingerprint, self.progress = config, folder, fingerprint, progress
         budget = {"batch_edges": config.batch_edges, "batch_frames": config.batch_frames, "seed": seed}
+        self.world = engine.world
         self.sampler = EdgeBudgetSampler(training.edge_counts, **budget)
-        self.validation_batches = EdgeBudgetSampler(
+        every = EdgeBudgetSampler(
             validation.edge_counts, batch_edges=4 * config.batch_edges, batch_frames=4 * config.batch_frames, seed=seed
-        ).in_order()
+        )
+        self.validation_batches = every.of_rank(every.in_order(), self.world.rank, self.world.size)
         self.schedule = Schedule(config)
         self.ema = ExponentialAverage(engine.task, config.ema) if config.ema > 0 else None
         self.state = LoopState(sums=torch.zeros(len(engine.task.sum_names), dtype=torch.float64))
@@ -108,7 +110,7 @@ class TrainLoop:
         `after_step` is called after every step; whatever it raises ends the run, the checkpoint before it stands.
         """
         resumed = self._resume()
-        log = MetricsLog(self.folder, self.config, resume_step=self.state.step)
+        log = MetricsLog(self.folder, self.config, resume_step=self.state.step) if self.world.is_first else None
         total = 60 * self.config.minutes if self.config.minutes else self.config.max_epochs
         try:
             with self.progress.task("training", total) as bar:
@@ -119,17 +121,19 @@ class TrainLoop:
                     )
                 self._run(bar, log, after_step)
         except KeyboardInterrupt:
-            self._save()
+            if self.world.size == 1:  # the others may be anywhere, and a checkpoint takes them all
+                self._save()
             raise
         finally:
-            log.close()
+            if log is not None:
+                log.close()
         self.engine.task.load_state_dict(self.state.best_weights)
         return self.state
 
-    def _run(self, bar: ProgressTask, log: MetricsLog, after_step: Callable[[LoopState], None] | None) -> None:
+    def _run(self, bar: ProgressTask, log: MetricsLog | None, after_step: Callable[[LoopState], None] | None) -> None:
         state, config = self.state, self.config
         self._clock = time.monotonic() - state.seconds - self._spent
-        self._saved_at = time.monotonic()
+        self._saved_at = state.seconds
         drawn = 0.0
         while not state.finished:
             batches = self.sampler.epoch(state.epoch)
@@ -141,7 +145,6 @@ class TrainLoop:
                     after_step(state)
                 self._save_if_due()
                 drawn = self._draw(bar, drawn, len(batches))
-            state.seconds = time.monotonic() - self._clock
             state.epoch, state.batch = state.epoch + 1, 0
             over = self._out_of_time() or state.epoch >= config.max_epochs
             if over or state.epoch % config.validate_every == 0:
@@ -155,18 +158,23 @@ class TrainLoop:
         if self.config.minutes:
             progress = max(progress, state.seconds / (60 * self.config.minutes))
         lr = self.schedule.lr(state.step, progress)
-        sums, _ = self.engine.step([self.training.batch(frames) for frames in chosen], lr)
+        mine = self.sampler.of_rank(chosen, self.world.rank, self.world.size)
+        sums, _ = self.engine.step([self.training.batch(frames) for frames in mine], lr)
         if self.ema is not None:
             self.ema.update()
         state.sums += sums.cpu()
         state.step += 1
         state.steps_summed += 1
-        state.seconds = time.monotonic() - self._clock
+        self._read_clock()
+
+    def _read_clock(self) -> None:
+        """By the first process's clock: learning rate, end and checkpoints are the same on all."""
+        self.state.seconds = self.world.of_first(time.monotonic() - self._clock)
 
     def _out_of_time(self) -> bool:
         return self.config.minutes is not None and self.state.seconds >= 60 * self.config.minutes
 
-    def _validate(self, log: MetricsLog, bar: ProgressTask) -> None:
+    def _validate(self, log: MetricsLog | None, bar: ProgressTask) -> None:
         state = self.state
         if self.ema is not None:
             self.ema.swap()
@@ -183,17 +191,17 @@ class TrainLoop:
         self.schedule.validated(score)
         loss = float(state.sums[self._loss]) / max(state.steps_summed, 1)
         trained = self.engine.task.figures(state.sums) | {"loss": loss}
-        state.seconds = time.monotonic() - self._clock
-        log.write(
-            {
-                "step": state.step,
-                "epoch": state.epoch,
-                "seconds": round(state.seconds, 2),
-                "lr": self.schedule.lr(state.step, self._progress()),
-                "train": trained,
-                "validation": found,
-            }
-        )
+        self._read_clock()
+        row = {
+            "step": state.step,
+            "epoch": state.epoch,
+            "seconds": round(state.seconds, 2),
+            "lr": self.schedule.lr(state.step, self._progress()),
+            "train": trained,
+            "validation": found,
+        }
+        if log is not None:
+            log.write(row)
         state.sums, state.steps_summed = torch.zeros_like(state.sums), 0
         bar.advance(0.0, self.engine.task.headline(found))
 
@@ -210,25 +218,28 @@ class TrainLoop:
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def _save_if_due(self) -> None:
-        if time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
+        if self.state.seconds - self._saved_at >= self.config.checkpoint_seconds:
             self._save()
 
     def _save(self) -> None:
-        state = dict(vars(self.state))
-        save_checkpoint(
-            self.folder,
-            {
-                "fingerprint": self.fingerprint,
-                "engine": self.engine.state_dict(),
-                "ema": self.ema.state_dict() if self.ema is not None else None,
-                "schedule": self.schedule.state_dict(),
-                "loop": state,
-            },
-        )
-        self._saved_at = time.monotonic()
+        engine = self.engine.state_dict()  # of all processes
+        if self.world.is_first:
+            save_checkpoint(
+                self.folder,
+                {
+                    "fingerprint": self.fingerprint,
+                    "engine": engine,
+                    "ema": self.ema.state_dict() if self.ema is not None else None,
+                    "schedule": self.schedule.state_dict(),
+                    "loop": dict(vars(self.state)),
+                },
+            )
+        self._saved_at = self.state.seconds
 
     def _resume(self) -> bool:
-        found: dict[str, Any] | None = load_checkpoint(self.folder, self.fingerprint)
+        """From what the first process finds: folders need not be shared, and need not be equally old."""
+        here = load_checkpoint(self.folder, self.fingerprint) if self.world.is_first else None
+        found: dict[str, Any] | None = self.world.share_object(here)
         if found is None:
             return False
         self.engine.load_state_dict(found["engine"])

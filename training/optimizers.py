@@ -27,6 +27,8 @@ def make_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimi
     if config.optimizer == "muon":
         return Muon(matrices, others, lr=config.lr, weight_decay=config.weight_decay)
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     library: Any = require("pytorch_optimizer", extra="train", purpose=f"train with `optimizer: {config.optimizer}`")

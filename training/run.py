@@ -27,11 +27,12 @@ from ..datasets.store import Dataset
 from .batches import EdgeBudgetSampler, FrameTable
 from .checkpoint import remove_checkpoints
 from .config import ModelConfig, SplitConfig, TrainConfig
-from .engine import TorchEngine
+from .engine import Engine, make_engine
 from .inherit import inherit
 from .loop import TrainLoop
 from .metrics import INDEX, figures
 from .task import PotentialTask
+from .world import World, join_world
 
 MODEL = "model.safetensors"
 SPLITS = "splits.json"
@@ -102,9 +103,9 @@ def train(
     if training.threads:
         torch.set_num_threads(training.threads)
     try:
-        with Dataset(dataset) as data:
+        with join_world(device) as world, Dataset(dataset) as data:
             parts = _split(data, split, splits, seed)
-            return _train(data, run_dir, model, training, parts, seed, device, progress)
+            return _train(data, run_dir, model, training, parts, seed, world.device(device), progress, world)
     finally:
         torch.set_num_threads(threads)
 
@@ -118,6 +119,7 @@ def _train(
     seed: int,
     device: str,
     progress: Progress,
+    world: World,
 ) -> TrainResult:
     if model.charges and training.loss.charges + training.loss.dipole == 0:
         raise InputError(
@@ -142,7 +144,7 @@ def _train(
     fingerprint = _fingerprint(data.content_hash, parts, model, training, seed)
     if training.compile != "off":
         progress.say("preparing the training step (compiling it takes a minute or two where that pays)")
-    engine = TorchEngine(task, training, tables["train"].batch(np.arange(min(2, len(tables["train"])))))
+    engine = make_engine(task, training, tables["train"].batch(np.arange(min(2, len(tables["train"])))), world)
     loop = TrainLoop(
         engine, tables["train"], tables["validation"], training, run_dir,
         seed=seed, fingerprint=fingerprint, progress=progress, spent=time.monotonic() - started,
@@ -153,9 +155,12 @@ def _train(
         test = FrameTable(data, parts["test"], cutoff=model.cutoff, labels=labels, dtype=dtype, progress=progress)
         metrics["test"] = evaluate_table(engine, test, training)
     potential.header = _header(data, metrics)
-    path = save_model(run_dir / MODEL, potential)
-    _write_json(run_dir / SPLITS, {name: indices.tolist() for name, indices in parts.items()})
-    remove_checkpoints(run_dir)
+    path = run_dir / MODEL
+    if world.is_first:
+        save_model(path, potential)
+        _write_json(run_dir / SPLITS, {name: indices.tolist() for name, indices in parts.items()})
+        remove_checkpoints(run_dir)
+    world.wait()  # nobody goes on to use a file that is not there yet
     return TrainResult(path, metrics, parts, state.epoch, state.step, state.seconds)
 
 
@@ -238,12 +243,13 @@ def reference_energies(
     return torch.from_numpy(solution)
 
 
-def evaluate_table(engine: TorchEngine, table: FrameTable, config: TrainConfig) -> dict[str, float]:
+def evaluate_table(engine: Engine, table: FrameTable, config: TrainConfig) -> dict[str, float]:
     """Errors of the engine's present weights on a whole table."""
     sampler = EdgeBudgetSampler(
         table.edge_counts, batch_edges=4 * config.batch_edges, batch_frames=4 * config.batch_frames, seed=0
     )
-    sums = engine.evaluate([table.batch(frames) for frames in sampler.in_order()]).cpu()
+    mine = sampler.of_rank(sampler.in_order(), engine.world.rank, engine.world.size)
+    sums = engine.evaluate([table.batch(frames) for frames in mine]).cpu()
     return figures(sums) | {"loss": float(sums[INDEX["loss"]])}
 
 
@@ -287,7 +293,7 @@ def _fingerprint(
 ) -> str:
     """Hash of everything a checkpoint depends on. How often it is saved or logged is not part of it."""
     settings = dataclasses.asdict(training)
-    for name in ("checkpoint_seconds", "tensorboard", "wandb", "threads"):
+    for name in ("checkpoint_seconds", "tensorboard", "wandb", "threads", "engine"):
         settings.pop(name)
     tree = {
         "dataset": content_hash,

@@ -1,0 +1,78 @@
+"""What every process of a world does in tests of engines: some steps of several trainings. Run by torchrun, or called."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distillase.datasets.store import Dataset
+from distillase.training.batches import EdgeBudgetSampler, FrameTable
+from distillase.training.config import EngineConfig, LossConfig, ModelConfig, TrainConfig
+from distillase.training.engine import make_engine
+from distillase.training.optimizers import ExponentialAverage
+from distillase.training.run import prepare_potential
+from distillase.training.task import PotentialTask
+from distillase.training.world import World, join_world
+
+MODEL = ModelConfig(features=8, layers=2, n_basis=6, cutoff=4.0)
+STEPS = 50
+BASE = TrainConfig(batch_frames=5, accumulate=2, compile="off", tensorboard=False, lr=1e-3, optimizer="sgd", clip=0.0)
+CASES = {
+    "plain": ("float64", BASE),
+    "clipped": ("float64", replace(BASE, clip=0.02)),
+    "single batches": ("float64", replace(BASE, accumulate=1, batch_frames=3)),
+    "adamw": ("float64", replace(BASE, optimizer="adamw", lr=1e-4)),
+    "float32": ("float32", BASE),
+}
+
+
+def follow(path: Path, world: World, name: str, zero: int) -> dict[str, np.ndarray]:
+    """Weights, their average, validation sums and norms after some steps; 13 frames make the last batches uneven."""
+    dtype, config = CASES[name]
+    config = replace(config, engine=EngineConfig(zero=zero))
+    model = replace(MODEL, dtype=dtype)
+    with Dataset(path) as data:
+        tables = [
+            FrameTable(data, frames, cutoff=MODEL.cutoff, dtype=getattr(torch, dtype))
+            for frames in (np.arange(13), np.arange(13, 20))
+        ]
+    task = PotentialTask(prepare_potential(model, (1, 6, 8), tables[0], seed=world.rank), LossConfig(angle=1.0))
+    engine = make_engine(task, config, tables[0].batch([0, 1]), world)
+    average = ExponentialAverage(task, 0.9)
+    sampler = EdgeBudgetSampler(tables[0].edge_counts, batch_edges=90, batch_frames=config.batch_frames, seed=3)
+    norms, done, epoch = [], 0, 0
+    while done < STEPS:
+        for batches in sampler.steps(epoch, config.accumulate):
+            mine = sampler.of_rank(batches, world.rank, world.size)
+            _, norm = engine.step([tables[0].batch(frames) for frames in mine], config.lr)
+            average.update()
+            norms.append(norm)
+            done += 1
+        epoch += 1
+    every = EdgeBudgetSampler(tables[1].edge_counts, batch_edges=10**6, batch_frames=3, seed=0)
+    mine = every.of_rank(every.in_order(), world.rank, world.size)
+    sums = engine.evaluate([tables[1].batch(frames) for frames in mine])
+    return {
+        "weights": torch.cat([p.detach().reshape(-1).double() for p in task.parameters()]).numpy(),
+        "average": torch.cat([a.reshape(-1).double() for a in average.average]).numpy(),
+        "validation": sums.numpy(),
+        "norms": np.array(norms),
+    }
+
+
+def main(path: str, out: str) -> None:
+    """Every case on every engine; each process writes what it has."""
+    torch.set_num_threads(1)
+    with join_world() as world:
+        for zero in (0, 1, 2):
+            for name in CASES:
+                found = follow(Path(path), world, name, zero)
+                np.savez(Path(out) / f"{name}-zero{zero}-rank{world.rank}.npz", **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,78 @@
+"""Engines: any number of processes take the same steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import CASES, follow
+from test_training import frames
+
+from distillase.ase_calcs.errors import InputError
+from distillase.datasets.store import write_dataset
+from distillase.training.batches import share
+from distillase.training.config import EngineConfig
+from distillase.training.world import World
+
+HERE = Path(__file__).parent
+
+
+def torchrun(processes: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of this folder in so many processes on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    known = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | environment
+    return subprocess.run([*command, *arguments], env=known, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "emt.h5", frames(20), provenance={"teacher": "emt"})
+
+
+@pytest.fixture(scope="module")
+def two_ranks(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes have after every case on every engine."""
+    out = tmp_path_factory.mktemp("ranks")
+    run = torchrun(2, str(HERE / "ranks.py"), str(dataset), str(out))
+    assert run.returncode == 0, run.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_take_the_steps_of_one(name: str, zero: int, dataset: Path, two_ranks: Path) -> None:
+    """Weights, their average, the norms of the gradients and the validation, after 50 steps with uneven batches."""
+    torch.set_num_threads(1)
+    alone = follow(dataset, World(), name, 0)
+    ranks = [np.load(two_ranks / f"{name}-zero{zero}-rank{rank}.npz") for rank in range(2)]
+    tolerance = 1e-10 if CASES[name][0] == "float64" else 1e-5
+    for key, expected in alone.items():
+        np.testing.assert_array_equal(ranks[0][key], ranks[1][key])
+        close = 1e-6 if key == "norms" and zero else tolerance  # DeepSpeed sums norms in float32
+        np.testing.assert_allclose(ranks[0][key], expected, rtol=close, atol=close, err_msg=key)
+    assert np.abs(alone["norms"]).max() > 0.02  # so that clipping at 0.02 does something
+    assert np.ptp(alone["weights"] - alone["average"]) > 1e-6
+
+
+def test_zero_3_and_muon_with_zero_are_refused() -> None:
+    with pytest.raises(InputError, match="gathered weights fails"):
+        EngineConfig(zero=3)
+    with pytest.raises(InputError, match="it is 0, 1 or 2"):
+        EngineConfig(zero=4)
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 64])
+def test_the_frames_of_a_step_are_shared_by_their_edges(ranks: int) -> None:
+    rng = np.random.default_rng(0)
+    edges = rng.integers(20, 3000, 20_000)
+    chosen = rng.permutation(len(edges))[: 16 * ranks]
+    parts = share(chosen, edges, ranks)
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.sort(chosen))
+    load = np.array([edges[part].sum() for part in parts])
+    assert load.max() < 1.05 * load.mean()
+    assert [len(p) for p in share(np.array([4, 2]), edges, 3)].count(0) == 1

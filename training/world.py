@@ -1,0 +1,114 @@
+"""The processes of a training, and the few things they tell each other.
+
+Started alone, a process is a world of its own and tells nobody anything. Under torchrun it joins the others: gloo
+carries tensors on the CPU, NCCL those on GPUs.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=10)  # compiling a training step takes two, and no rank waits longer for the others
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is.
+
+    Attributes
+    ----------
+    rank, size
+        Its number among all processes, and how many there are.
+    local_rank
+        Its number on this machine: that of its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes files and talks to people."""
+        return self.rank == 0
+
+    def device(self, kind: str) -> str:
+        """``cuda`` becomes this process's own GPU."""
+        return f"cuda:{self.local_rank}" if kind == "cuda" and self.size > 1 else kind
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place; the same to the last bit on each of them."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, value: float) -> float:
+        """The largest value that any process has."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor)
+
+    def of_first(self, value: float) -> float:
+        """The value of the first process: clocks differ, decisions must not."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(tensor, src=0)
+        return float(tensor)
+
+    def share_state(self, tensors: Sequence[Tensor]) -> None:
+        """Give everybody the first process's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def share_object(self, value: Any) -> Any:
+        """What the first process has: tensors, numbers, text, and lists and dictionaries of them."""
+        if self.size == 1:
+            return value
+        buffer = io.BytesIO()
+        if self.is_first:
+            torch.save(value, buffer)
+        length = int(self.of_first(float(buffer.getbuffer().nbytes)))
+        data = torch.zeros(length, dtype=torch.uint8)
+        if self.is_first:
+            data.copy_(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
+        dist.broadcast(data, src=0)
+        return value if self.is_first else torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=True)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world(device: str = "cpu") -> Iterator[World]:
+    """The world that torchrun's environment describes, for as long as the block lasts.
+
+    A group that exists already is used, and left as it is.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    mine = not dist.is_initialized()
+    if mine:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        if mine:
+            dist.destroy_process_group()
