@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 import typer.core
 
 from ..ase_calcs.errors import InputError
+from ..ase_calcs.progress import SilentProgress
 from .config import Recipe, dump_recipe, load_recipe
 from .progress import make_progress
 
@@ -263,10 +265,15 @@ def train(
         distillase train runs/ethanol/dataset.h5 --out runs/ethanol
 
         distillase train dft.h5 --out runs/wide --set model.features=128 --set training.minutes=60
+
+        torchrun --nproc-per-node=8 -m distillase.launch train dft.h5 --out runs/wide
     """
     from . import pipeline
 
     chosen = _recipe(recipe, out, settings, seed=seed)
+    if int(os.environ.get("RANK", "0")) > 0:  # torchrun's further processes: the first one keeps the folder
+        pipeline.train_student(pipeline.Run(out, chosen, SilentProgress()), dataset)
+        return
     run = pipeline.begin(pipeline.Run(out, chosen, make_progress()), (pipeline.TRAIN,), restart_from)
     pipeline.train_student(run, dataset)
     _finish(out)

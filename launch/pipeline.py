@@ -56,6 +56,8 @@ HOW_NOT_WHAT = (
     "training.threads",
     "training.tensorboard",
     "training.wandb",
+    "training.engine.zero",
+    "training.engine.device",
 )
 
 
@@ -252,25 +254,41 @@ def label(run: Run, geometries: Path) -> Path:
 
 
 def train_student(run: Run, dataset: Path) -> Path:
-    """A network on the dataset (``model.safetensors``, ``metrics.jsonl``, ``splits.json``)."""
-    from ..training.run import train
+    """A network on the dataset (``model.safetensors``, ``metrics.jsonl``, ``splits.json``).
 
-    recipe = run.recipe
+    Under torchrun all processes call this. The first finds out whether anything is to be done, and tells the others.
+    """
+    from ..training.run import TrainResult, train
+    from ..training.world import join_world
 
-    def work() -> Mapping[str, Any]:
-        result = train(
+    recipe, model, begun = run.recipe, run.folder / "model.safetensors", False
+
+    def learn() -> TrainResult:
+        return train(
             dataset,
             run.folder,
             model=recipe.model,
             training=recipe.training,
             split=recipe.split,
             seed=recipe.seed,
+            device=recipe.training.engine.device,
             progress=run.progress,
         )
-        return {"metrics": to_plain(result.metrics)}
 
-    inputs = {**stage_settings(recipe)[TRAIN.name], "source.dataset": _content_hash(dataset)}
-    result = run_stage(run.folder, TRAIN, inputs, work, run.progress)
+    def work() -> Mapping[str, Any]:
+        nonlocal begun
+        begun = bool(world.share_object(True))
+        return {"metrics": to_plain(learn().metrics)}
+
+    with join_world(recipe.training.engine.device) as world:
+        if not world.is_first:
+            if world.share_object(None):
+                learn()
+            return model
+        inputs = {**stage_settings(recipe)[TRAIN.name], "source.dataset": _content_hash(dataset)}
+        result = run_stage(run.folder, TRAIN, inputs, work, run.progress)
+        if not begun:
+            world.share_object(False)
     for part in ("test", "validation"):
         if (errors := result["metrics"].get(part)) and "force_mae" in errors:
             run.progress.say(
@@ -278,7 +296,7 @@ def train_student(run: Run, dataset: Path) -> Path:
                 f"{1000 * errors['energy_mae_per_atom']:.2f} meV/atom (mean absolute errors against the labels)"
             )
             break
-    return run.folder / "model.safetensors"
+    return model
 
 
 def validate(run: Run, model: Path, dataset: Path, splits: Mapping[str, np.ndarray]) -> Path:

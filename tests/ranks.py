@@ -1,4 +1,4 @@
-"""What every process of a world does in tests of engines: some steps of several trainings. Run by torchrun, or called."""
+"""What every process of a world does in tests of engines: some steps of several trainings. Run by torchrun."""
 
 from __future__ import annotations
 

@@ -128,9 +128,12 @@ class EngineConfig:
     zero
         Stage of DeepSpeed's ZeRO: 1 divides the optimizer's state among processes, 2 the gradients too. 0, the default,
         keeps both whole on each and needs no DeepSpeed: a student is a fraction of a megabyte.
+    device
+        ``cpu``, ``cuda``, or ``auto``: a GPU for each process where there are GPUs.
     """
 
     zero: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
         if self.zero == 3:

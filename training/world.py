@@ -43,8 +43,8 @@ class World:
         return self.rank == 0
 
     def device(self, kind: str) -> str:
-        """``cuda`` becomes this process's own GPU."""
-        return f"cuda:{self.local_rank}" if kind == "cuda" and self.size > 1 else kind
+        """``cuda`` becomes this process's own GPU, and ``auto`` that or the CPU."""
+        return f"cuda:{self.local_rank}" if _on_gpus(kind) else kind.replace("auto", "cpu")
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place; the same to the last bit on each of them."""
@@ -98,7 +98,7 @@ class World:
 def join_world(device: str = "cpu") -> Iterator[World]:
     """The world that torchrun's environment describes, for as long as the block lasts.
 
-    A group that exists already is used, and left as it is.
+    A group that exists already is used, and left as it is. `device` is ``cpu``, ``cuda`` or ``auto``.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -106,9 +106,13 @@ def join_world(device: str = "cpu") -> Iterator[World]:
         return
     mine = not dist.is_initialized()
     if mine:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if _on_gpus(device) else "gloo", timeout=TIMEOUT)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def _on_gpus(kind: str) -> bool:
+    return kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
