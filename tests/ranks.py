@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from distillase.ase_calcs.progress import SilentProgress
 from distillase.datasets.store import Dataset
 from distillase.training.batches import EdgeBudgetSampler, FrameTable
 from distillase.training.config import EngineConfig, LossConfig, ModelConfig, TrainConfig
 from distillase.training.engine import make_engine
+from distillase.training.loop import LoopState, TrainLoop
 from distillase.training.optimizers import ExponentialAverage
 from distillase.training.run import prepare_potential
 from distillase.training.task import PotentialTask
@@ -47,14 +50,14 @@ def follow(path: Path, world: World, name: str, zero: int) -> dict[str, np.ndarr
     norms, done, epoch = [], 0, 0
     while done < STEPS:
         for batches in sampler.steps(epoch, config.accumulate):
-            mine = sampler.of_rank(batches, world.rank, world.size)
+            mine = sampler.of_rank(batches, world)
             _, norm = engine.step([tables[0].batch(frames) for frames in mine], config.lr)
             average.update()
             norms.append(norm)
             done += 1
         epoch += 1
     every = EdgeBudgetSampler(tables[1].edge_counts, batch_edges=10**6, batch_frames=3, seed=0)
-    mine = every.of_rank(every.in_order(), world.rank, world.size)
+    mine = every.of_rank(every.in_order(), world)
     sums = engine.evaluate([tables[1].batch(frames) for frames in mine])
     return {
         "weights": torch.cat([p.detach().reshape(-1).double() for p in task.parameters()]).numpy(),
@@ -64,14 +67,50 @@ def follow(path: Path, world: World, name: str, zero: int) -> dict[str, np.ndarr
     }
 
 
+class Killed(Exception):
+    """Stands for the end of a process after some step."""
+
+
+def learn(path: Path, folder: Path, world: World, zero: int, stop: int = 0) -> np.ndarray:
+    """A short training to its end, or to step `stop`; a checkpoint after every step. Returns the best weights."""
+    folder.mkdir(exist_ok=True)
+    config = replace(
+        CASES["adamw"][1], max_epochs=6, validate_every=1, checkpoint_seconds=0.0, ema=0.9,
+        engine=EngineConfig(zero=zero),
+    )  # fmt: skip
+    with Dataset(path) as data:
+        tables = [
+            FrameTable(data, frames, cutoff=MODEL.cutoff, dtype=torch.float64)
+            for frames in (np.arange(13), np.arange(13, 20))
+        ]
+    model = replace(MODEL, dtype="float64")
+    task = PotentialTask(prepare_potential(model, (1, 6, 8), tables[0], seed=world.rank), LossConfig())
+    engine = make_engine(task, config, tables[0].batch([0, 1]), world)
+    loop = TrainLoop(
+        engine, tables[0], tables[1], config, folder, seed=3, fingerprint="", progress=SilentProgress()
+    )  # fmt: skip
+
+    def stop_there(state: LoopState) -> None:
+        if state.step == stop:
+            loop._save()
+            raise Killed
+
+    with suppress(Killed):
+        loop.run(stop_there)
+    return torch.cat([p.detach().reshape(-1) for p in task.parameters()]).numpy()
+
+
 def main(path: str, out: str) -> None:
-    """Every case on every engine; each process writes what it has."""
+    """Every case on every engine, and trainings that end or begin with another number of processes."""
     torch.set_num_threads(1)
     with join_world() as world:
         for zero in (0, 1, 2):
             for name in CASES:
                 found = follow(Path(path), world, name, zero)
                 np.savez(Path(out) / f"{name}-zero{zero}-rank{world.rank}.npz", **found)
+            learn(Path(path), Path(out) / f"two-then-one-{zero}", world, zero, stop=5)
+            weights = learn(Path(path), Path(out) / f"one-then-two-{zero}", world, zero)
+            np.save(Path(out) / f"one-then-two-{zero}-rank{world.rank}.npy", weights)
 
 
 if __name__ == "__main__":

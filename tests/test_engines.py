@@ -6,17 +6,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ranks import CASES, follow
+from ranks import CASES, follow, learn
 from test_training import frames
 
 from distillase.ase_calcs.errors import InputError
 from distillase.datasets.store import write_dataset
 from distillase.training.batches import share
 from distillase.training.config import EngineConfig
+from distillase.training.task import PotentialTask
 from distillase.training.world import World
 
 HERE = Path(__file__).parent
@@ -38,6 +40,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_ranks(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes have after every case on every engine."""
     out = tmp_path_factory.mktemp("ranks")
+    for zero in (0, 1, 2):
+        learn(dataset, out / f"one-then-two-{zero}", World(), 0, stop=5)
     run = torchrun(2, str(HERE / "ranks.py"), str(dataset), str(out))
     assert run.returncode == 0, run.stderr[-3000:]
     return out
@@ -57,6 +61,42 @@ def test_two_processes_take_the_steps_of_one(name: str, zero: int, dataset: Path
         np.testing.assert_allclose(ranks[0][key], expected, rtol=close, atol=close, err_msg=key)
     assert np.abs(alone["norms"]).max() > 0.02  # so that clipping at 0.02 does something
     assert np.ptp(alone["weights"] - alone["average"]) > 1e-6
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_a_training_goes_on_with_more_or_fewer_processes(
+    zero: int, dataset: Path, two_ranks: Path, tmp_path: Path
+) -> None:
+    """From the checkpoint of one process to two, and back; ZeRO's divided optimizer is put together for it."""
+    torch.set_num_threads(1)
+    undisturbed = learn(dataset, tmp_path / "whole", World(), 0)
+    for rank in range(2):
+        resumed = np.load(two_ranks / f"one-then-two-{zero}-rank{rank}.npy")
+        np.testing.assert_allclose(resumed, undisturbed, rtol=1e-9, atol=1e-9)
+    resumed = learn(dataset, two_ranks / f"two-then-one-{zero}", World(), 0)
+    np.testing.assert_allclose(resumed, undisturbed, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_batches_are_halved_when_memory_runs_out(
+    error: Exception, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps, and so the weights, stay what they are; what a single structure needs must be there."""
+    undisturbed = learn(dataset, tmp_path / "enough", World(), 0)
+    forward, limit, refused = PotentialTask.forward, 12, []
+
+    def scarce(self: PotentialTask, tensors: dict[str, torch.Tensor], counts: torch.Tensor) -> Any:
+        if self.training and len(tensors["vectors"]) > limit:
+            refused.append(len(tensors["vectors"]))
+            raise error
+        return forward(self, tensors, counts)
+
+    monkeypatch.setattr(PotentialTask, "forward", scarce)
+    np.testing.assert_allclose(learn(dataset, tmp_path / "scarce", World(), 0), undisturbed, rtol=1e-9, atol=1e-9)
+    assert 0 < len(refused) < 4  # the budget is halved once for all
+    limit = 4
+    with pytest.raises(InputError, match=r"a single structure \(6 edges\) does not fit into memory"):
+        learn(dataset, tmp_path / "none", World(), 0)
 
 
 def test_zero_3_and_muon_with_zero_are_refused() -> None:

@@ -16,6 +16,7 @@ from ..ase_calcs.errors import DataError
 from ..ase_calcs.neighbors import neighbor_list
 from ..ase_calcs.progress import Progress, SilentProgress
 from ..datasets.store import Dataset
+from .world import World
 
 
 @dataclass(frozen=True)
@@ -241,29 +242,39 @@ class EdgeBudgetSampler:
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """All batches of one epoch; a structure larger than the budget is a batch of its own."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.edge_counts))
-        return list(self._fill(order))
+        return list(self._fill(order, self.batch_edges))
 
     def in_order(self) -> list[np.ndarray]:
         """All frames once, in the table's order (validation)."""
-        return list(self._fill(np.arange(len(self.edge_counts))))
+        return list(self._fill(np.arange(len(self.edge_counts)), self.batch_edges))
 
     def steps(self, epoch: int, accumulate: int) -> list[list[np.ndarray]]:
         """The batches of an epoch, so many for each step."""
         batches = self.epoch(epoch)
         return [batches[k : k + accumulate] for k in range(0, len(batches), accumulate)]
 
-    def of_rank(self, batches: Sequence[np.ndarray], rank: int, ranks: int) -> list[np.ndarray]:
-        """What one of several processes does of some batches, within the same budget; alone it does them all."""
-        if ranks == 1:
-            return list(batches)
-        mine = share(np.concatenate(batches), self.edge_counts, ranks)[rank]
-        return list(self._fill(mine))
+    def of_rank(self, batches: Sequence[np.ndarray], world: World, largest: int = 0) -> list[np.ndarray]:
+        """What one process does of some batches.
 
-    def _fill(self, order: np.ndarray) -> Iterator[np.ndarray]:
+        Parameters
+        ----------
+        batches
+            Of one step, or of a validation; every process knows them all.
+        world
+            Alone, a process does them as they are.
+        largest
+            Edges in a batch, where memory holds fewer than the budget; 0 for the budget.
+        """
+        if world.size == 1 and not largest:
+            return list(batches)
+        mine = share(np.concatenate(batches), self.edge_counts, world.size)[world.rank]
+        return list(self._fill(mine, min(largest or self.batch_edges, self.batch_edges)))
+
+    def _fill(self, order: np.ndarray, batch_edges: int) -> Iterator[np.ndarray]:
         start, edges = 0, 0
         for k, frame in enumerate(order):
             count = int(self.edge_counts[frame])
-            if k > start and (edges + count > self.batch_edges or k - start >= self.batch_frames):
+            if k > start and (edges + count > batch_edges or k - start >= self.batch_frames):
                 yield order[start:k]
                 start, edges = k, 0
             edges += count

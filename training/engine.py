@@ -51,6 +51,10 @@ class NonFiniteLoss(DistillaseError, ArithmeticError):
     """The loss or its gradient became NaN or infinite."""
 
 
+class OutOfMemory(DistillaseError, MemoryError):
+    """A batch did not fit into the memory of some process. Nothing of the step was kept, on any of them."""
+
+
 class TorchEngine:
     """One device for each process; the gradients of all processes are summed.
 
@@ -90,11 +94,20 @@ class TorchEngine:
         counts = global_counts(self.task, batches, self.world).to(self.device)
         total = torch.zeros_like(counts)
         trained = [p for p in self.task.parameters() if p.requires_grad]
-        for batch in batches:
-            loss, sums = self._forward(batch.to(self.device).tensors(), counts)
-            # Forces are differentiated with respect to edge vectors. The loss need not be, which saves a part of it.
-            loss.backward(inputs=trained)
-            total += sums
+        full = ""
+        try:
+            for batch in batches:
+                loss, sums = self._forward(batch.to(self.device).tensors(), counts)
+                # Forces are differentiated with respect to edge vectors. The loss need not be: it saves a part of it.
+                loss.backward(inputs=trained)
+                total += sums
+        except (MemoryError, RuntimeError) as error:
+            if not _is_full(error):
+                raise
+            full = str(error) or type(error).__name__
+        if self.world.largest(float(bool(full))):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise OutOfMemory(full or "out of memory on another process")
         self._sum_gradients(trained)
         parameters = [p for p in trained if p.grad is not None]
         largest = self.config.clip if self.config.clip > 0 else math.inf
@@ -124,6 +137,11 @@ class TorchEngine:
         """See `Engine.load_state_dict`."""
         self.task.load_state_dict(state["task"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether an error of torch or Python says that memory has run out, on a GPU or on the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def make_engine(task: Task, config: TrainConfig, example: TaskBatch, world: World) -> Engine:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ase_calcs.errors import InputError
 from ..ase_calcs.progress import Progress, ProgressTask
 from .batches import EdgeBudgetSampler
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
-from .engine import Engine
+from .engine import Engine, OutOfMemory
 from .loggers import MetricsLog
 from .optimizers import ExponentialAverage, Schedule
 from .task import TaskTable
@@ -40,6 +41,8 @@ class LoopState:
         Lowest validation score, with its weights and figures.
     stale
         Validations since the best.
+    largest_batch
+        Edges in a batch that memory holds, once it has run out; 0 before.
     """
 
     epoch: int = 0
@@ -52,6 +55,7 @@ class LoopState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_figures: dict[str, float] = field(default_factory=dict)
     stale: int = 0
+    largest_batch: int = 0
     finished: bool = False
 
 
@@ -95,7 +99,7 @@ class TrainLoop:
         every = EdgeBudgetSampler(
             validation.edge_counts, batch_edges=4 * config.batch_edges, batch_frames=4 * config.batch_frames, seed=seed
         )
-        self.validation_batches = every.of_rank(every.in_order(), self.world.rank, self.world.size)
+        self.validation_batches = every.of_rank(every.in_order(), self.world)
         self.schedule = Schedule(config)
         self.ema = ExponentialAverage(engine.task, config.ema) if config.ema > 0 else None
         self.state = LoopState(sums=torch.zeros(len(engine.task.sum_names), dtype=torch.float64))
@@ -158,14 +162,36 @@ class TrainLoop:
         if self.config.minutes:
             progress = max(progress, state.seconds / (60 * self.config.minutes))
         lr = self.schedule.lr(state.step, progress)
-        mine = self.sampler.of_rank(chosen, self.world.rank, self.world.size)
-        sums, _ = self.engine.step([self.training.batch(frames) for frames in mine], lr)
+        sums = self._engine_step(chosen, lr)
         if self.ema is not None:
             self.ema.update()
         state.sums += sums.cpu()
         state.step += 1
         state.steps_summed += 1
         self._read_clock()
+
+    def _engine_step(self, chosen: list[np.ndarray], lr: float) -> Tensor:
+        """One step; where memory runs out, again with batches of half as many edges, as all later ones then are."""
+        state = self.state
+        while True:
+            mine = self.sampler.of_rank(chosen, self.world, state.largest_batch)
+            try:
+                return self.engine.step([self.training.batch(frames) for frames in mine], lr)[0]
+            except OutOfMemory as error:
+                edges = self.sampler.edge_counts
+                before = int(self.world.largest(max((int(edges[frames].sum()) for frames in mine), default=0)))
+                most = int(edges[np.concatenate(chosen)].max())
+                if before <= most:
+                    raise InputError(
+                        f"A batch of a single structure ({most} edges) does not fit into memory: {error}. Train a "
+                        "smaller network (`model.features`, `model.layers`), lower `model.cutoff`, or leave the "
+                        "largest structures out."
+                    ) from error
+                state.largest_batch = max(before // 2, most)
+                self.progress.say(
+                    f"out of memory with batches of {before} edges: they are made of {state.largest_batch} from now "
+                    "on; a step still takes the same structures"
+                )
 
     def _read_clock(self) -> None:
         """By the first process's clock: learning rate, end and checkpoints are the same on all."""

@@ -248,7 +248,7 @@ def evaluate_table(engine: Engine, table: FrameTable, config: TrainConfig) -> di
     sampler = EdgeBudgetSampler(
         table.edge_counts, batch_edges=4 * config.batch_edges, batch_frames=4 * config.batch_frames, seed=0
     )
-    mine = sampler.of_rank(sampler.in_order(), engine.world.rank, engine.world.size)
+    mine = sampler.of_rank(sampler.in_order(), engine.world)
     sums = engine.evaluate([table.batch(frames) for frames in mine]).cpu()
     return figures(sums) | {"loss": float(sums[INDEX["loss"]])}
 
