@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,8 @@ import typer
 import typer.core
 
 from ..ase_calcs.errors import InputError
-from ..ase_calcs.progress import SilentProgress
 from .config import Recipe, dump_recipe, load_recipe
-from .progress import make_progress
+from .progress import is_first_process, make_progress
 
 INTERRUPTED = 130
 
@@ -271,11 +269,11 @@ def train(
     from . import pipeline
 
     chosen = _recipe(recipe, out, settings, seed=seed)
-    if int(os.environ.get("RANK", "0")) > 0:  # torchrun's further processes: the first one keeps the folder
-        pipeline.train_student(pipeline.Run(out, chosen, SilentProgress()), dataset)
+    run = pipeline.Run(out, chosen, make_progress())
+    if not is_first_process():
+        pipeline.train_student(run, dataset)
         return
-    run = pipeline.begin(pipeline.Run(out, chosen, make_progress()), (pipeline.TRAIN,), restart_from)
-    pipeline.train_student(run, dataset)
+    pipeline.train_student(pipeline.begin(run, (pipeline.TRAIN,), restart_from), dataset)
     _finish(out)
 
 

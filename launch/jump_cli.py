@@ -9,7 +9,8 @@ from typing import Annotated, Optional
 import typer
 
 from .config import dump_recipe, load_jump_recipe
-from .progress import make_progress
+from .progress import is_first_process, make_progress
+from .stages import write_text
 
 
 def train_jump(
@@ -64,7 +65,8 @@ def train_jump(
     read = read_frames if chosen.data.source == "flow" else read_trajectories
     trajectories = [run for path in data for run in read(path)]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(dump_recipe(chosen, f"distillase train-jump {' '.join(data)}"), encoding="utf-8")
+    if is_first_process():
+        write_text(out / "config.yaml", dump_recipe(chosen, f"distillase train-jump {' '.join(data)}"))
     result = train(trajectories, out, chosen, progress=progress)
     found = result.metrics["validation"]
     if chosen.data.source == "flow":

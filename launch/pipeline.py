@@ -271,7 +271,6 @@ def train_student(run: Run, dataset: Path) -> Path:
             training=recipe.training,
             split=recipe.split,
             seed=recipe.seed,
-            device=recipe.training.engine.device,
             progress=run.progress,
         )
 

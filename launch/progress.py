@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,11 +13,20 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 
-from ..ase_calcs.progress import Progress, ProgressTask
+from ..ase_calcs.progress import Progress, ProgressTask, SilentProgress
+
+
+def is_first_process() -> bool:
+    """False in all processes that torchrun has started but the first, which alone writes files and talks to people."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def make_progress(stream: TextIO | None = None) -> Progress:
-    """Bars if the stream (default: standard output) is a terminal, plain lines if it is not."""
+    """Bars if the stream (default: standard output) is a terminal, plain lines if it is not; nothing in torchrun's
+    further processes.
+    """
+    if not is_first_process():
+        return SilentProgress()
     stream = stream or sys.stdout
     return RichProgress(stream) if stream.isatty() else PlainProgress(stream)
 

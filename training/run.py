@@ -71,12 +71,11 @@ def train(
     split: SplitConfig | None = None,
     splits: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
-    device: str = "cpu",
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train a student and write ``model.safetensors``, ``metrics.jsonl`` and ``splits.json`` into `run_dir`.
 
-    Called again after an interruption, it goes on from the last checkpoint.
+    Called again after an interruption, it goes on from the last checkpoint. Under torchrun every process calls it.
 
     Parameters
     ----------
@@ -103,9 +102,9 @@ def train(
     if training.threads:
         torch.set_num_threads(training.threads)
     try:
-        with join_world(device) as world, Dataset(dataset) as data:
+        with join_world(training.engine.device) as world, Dataset(dataset) as data:
             parts = _split(data, split, splits, seed)
-            return _train(data, run_dir, model, training, parts, seed, world.device(device), progress, world)
+            return _train(data, run_dir, model, training, parts, seed, progress, world)
     finally:
         torch.set_num_threads(threads)
 
@@ -117,7 +116,6 @@ def _train(
     training: TrainConfig,
     parts: dict[str, np.ndarray],
     seed: int,
-    device: str,
     progress: Progress,
     world: World,
 ) -> TrainResult:
@@ -139,7 +137,7 @@ def _train(
         name: FrameTable(data, parts[name], cutoff=model.cutoff, labels=labels, dtype=dtype, progress=progress)
         for name in ("train", "validation")
     }
-    potential = prepare_potential(model, elements, tables["train"], seed=seed).to(device)
+    potential = prepare_potential(model, elements, tables["train"], seed=seed).to(world.device(training.engine.device))
     task = PotentialTask(potential, training.loss, precision=training.precision)
     fingerprint = _fingerprint(data.content_hash, parts, model, training, seed)
     if training.compile != "off":

@@ -107,7 +107,8 @@ class ZeroEngine:
         yield from zip(self.optimizer.bit16_groups, self.optimizer.single_partition_of_fp32_groups, strict=True)
 
     def _whole_optimizer(self) -> dict[str, Any]:
-        inner, state, groups, number = self.optimizer.optimizer, {}, [], 0
+        inner, groups, number = self.optimizer.optimizer, [], 0
+        state: dict[int, dict[str, Any]] = {}
         for (parameters, stretch), group in zip(self._groups(), inner.param_groups, strict=True):
             numbers = list(range(number, number + len(parameters)))
             number += len(parameters)

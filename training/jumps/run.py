@@ -21,10 +21,11 @@ from ...ase_calcs.progress import Progress, SilentProgress
 from ...ase_calcs.units import FS, KB
 from ...datasets.trajectory import Trajectory
 from ..checkpoint import remove_checkpoints
-from ..engine import TorchEngine
+from ..engine import make_engine
 from ..inherit import inherit
 from ..loop import TrainLoop
 from ..run import MODEL, keep_freed_memory
+from ..world import World, join_world
 from .config import JumpRecipe
 from .tables import FlowTable, WindowTable
 from .task import FlowTask, JumpTask
@@ -46,12 +47,11 @@ def train_jump(
     run_dir: str | Path,
     recipe: JumpRecipe | None = None,
     *,
-    device: str = "cpu",
     progress: Progress | None = None,
 ) -> JumpResult:
     """Train a jump network and write ``model.safetensors`` and ``metrics.jsonl`` into `run_dir`.
 
-    Called again after an interruption, it goes on from the last checkpoint.
+    Called again after an interruption, it goes on from the last checkpoint. Under torchrun every process calls it.
 
     Parameters
     ----------
@@ -74,19 +74,31 @@ def train_jump(
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
     try:
-        training, validation = hold_out(trajectories, recipe)
-        network = prepare_jump(recipe, training).to(device)
-        kind = FlowTask if recipe.data.source == "flow" else JumpTask
-        task = kind(network, recipe.loss)
-        tables = [_table(recipe, runs) for runs in (training, validation)]
-        engine = TorchEngine(task, recipe.training, tables[0].batch(np.arange(min(2, len(tables[0])))))
-        loop = TrainLoop(
-            engine, tables[0], tables[1], recipe.training, run_dir, seed=recipe.seed,
-            fingerprint=_fingerprint(recipe, trajectories), progress=progress, spent=time.monotonic() - started,
-        )  # fmt: skip
-        state = loop.run()
+        with join_world(recipe.training.engine.device) as world:
+            return _train(trajectories, run_dir, recipe, world, progress, started)
     finally:
         torch.set_num_threads(threads)
+
+
+def _train(
+    trajectories: Sequence[Trajectory],
+    run_dir: Path,
+    recipe: JumpRecipe,
+    world: World,
+    progress: Progress,
+    started: float,
+) -> JumpResult:
+    training, validation = hold_out(trajectories, recipe)
+    network = prepare_jump(recipe, training).to(world.device(recipe.training.engine.device))
+    kind = FlowTask if recipe.data.source == "flow" else JumpTask
+    tables = [_table(recipe, runs) for runs in (training, validation)]
+    example = tables[0].batch(np.arange(min(2, len(tables[0]))))
+    engine = make_engine(kind(network, recipe.loss), recipe.training, example, world)
+    loop = TrainLoop(
+        engine, tables[0], tables[1], recipe.training, run_dir, seed=recipe.seed,
+        fingerprint=_fingerprint(recipe, trajectories), progress=progress, spent=time.monotonic() - started,
+    )  # fmt: skip
+    state = loop.run()
     metrics = {"validation": state.best_figures}
     teachers = sorted({str(run.settings.get("teacher", "")) for run in trajectories})
     network.header = ModelHeader(
@@ -95,9 +107,11 @@ def train_jump(
         multiplicities=tuple(sorted({run.multiplicity for run in trajectories})),
         metrics=metrics,
     )
-    path = save_model(run_dir / MODEL, network)
-    remove_checkpoints(run_dir)
-    return JumpResult(path, metrics, state.epoch, state.step, state.seconds)
+    if world.is_first:
+        save_model(run_dir / MODEL, network)
+        remove_checkpoints(run_dir)
+    world.wait()
+    return JumpResult(run_dir / MODEL, metrics, state.epoch, state.step, state.seconds)
 
 
 def hold_out(trajectories: Sequence[Trajectory], recipe: JumpRecipe) -> tuple[list[Trajectory], list[Trajectory]]:
@@ -204,7 +218,7 @@ def _scales(network: JumpNetwork, runs: Sequence[Trajectory], recipe: JumpRecipe
 
 def _fingerprint(recipe: JumpRecipe, trajectories: Sequence[Trajectory]) -> str:
     settings = dataclasses.asdict(recipe)
-    for name in ("checkpoint_seconds", "tensorboard", "wandb", "threads"):
+    for name in ("checkpoint_seconds", "tensorboard", "wandb", "threads", "engine"):
         settings["training"].pop(name)
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
     for run in trajectories:
