@@ -72,7 +72,7 @@ class World:
         """Give everybody the first process's values, in place."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor.detach(), src=0)
 
     def share_object(self, value: Any) -> Any:
         """What the first process has: tensors, numbers, text, and lists and dictionaries of them."""
