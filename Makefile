@@ -1,5 +1,6 @@
 # make quickstart   install into .venv, distil ethanol from GFN2-xTB, run MD with the student through ASE
 # make test         install the tools for development too, run the tests
+# make test-nodes   two nodes in network namespaces, one of which dies (root)
 # make lint         ruff: rules and format
 # make ci           everything that .ci/run checks
 # make clean        remove .venv, runs/quickstart and build leftovers
@@ -22,7 +23,7 @@ PYTEST ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: quickstart test lint ci clean
+.PHONY: quickstart test test-nodes lint ci clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/installed
@@ -33,6 +34,9 @@ quickstart: .venv/installed
 
 test: .venv/installed-dev
 	$(PY) -m pytest $(PYTEST)
+
+test-nodes: .venv/installed-dev
+	$(PY) -m pytest -m nodes tests/test_nodes.py
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .
@@ -65,5 +69,5 @@ endif
 	@touch .venv/installed
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet --no-build-isolation --constraint .venv/constraints.txt --editable ".[xtb,train,dask,dft,openmm,xtb-python,dev]"
+	$(PIP) install --quiet --no-build-isolation --constraint .venv/constraints.txt --editable ".[xtb,train,dask,deepspeed,dft,openmm,xtb-python,dev]"
 	@touch .venv/installed-dev
