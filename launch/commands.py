@@ -379,6 +379,7 @@ def bench(
 
 def _mount_other_commands() -> None:
     from . import trajectory_cli  # noqa: F401 (adds its command to `app`)
+    from .cluster_cli import launch_app
     from .dataset_cli import app as dataset_app
     from .dynamics_cli import TakesLists, evaluate_dynamics
     from .jump_cli import train_jump
@@ -386,6 +387,7 @@ def _mount_other_commands() -> None:
     app.command("train-jump")(train_jump)
     app.command("evaluate-dynamics", cls=TakesLists)(evaluate_dynamics)
     app.add_typer(dataset_app, name="dataset")
+    app.add_typer(launch_app, name="launch")
 
 
 _mount_other_commands()

@@ -1,7 +1,7 @@
 """`torchrun … -m distillase.launch.train runs/ethanol/config.yaml`: train in the folder of a recipe, on its dataset.
 
-Short for ``distillase train runs/ethanol/dataset.h5 --recipe runs/ethanol/config.yaml --out runs/ethanol`` with the same
-options, for schedulers that start a module in many processes.
+Short for ``distillase train runs/ethanol/dataset.h5 --recipe runs/ethanol/config.yaml --out runs/ethanol`` with the
+same options, for schedulers that start a module in many processes.
 """
 
 import sys

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,19 @@ from distillase.ase_calcs.errors import InputError
 from distillase.datasets.store import write_dataset
 from distillase.training.batches import share
 from distillase.training.config import EngineConfig
+from distillase.training.loggers import read_metrics
 from distillase.training.task import PotentialTask
 from distillase.training.world import World
 
 HERE = Path(__file__).parent
 
 
-def torchrun(processes: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of this folder in so many processes on this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    known = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | environment
-    return subprocess.run([*command, *arguments], env=known, capture_output=True, text=True, timeout=300, check=False)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def command(processes: int) -> list[str]:
+    """torchrun, with so many processes on this machine."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,8 @@ def two_ranks(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ranks")
     for zero in (0, 1, 2):
         learn(dataset, out / f"one-then-two-{zero}", World(), 0, stop=5)
-    run = torchrun(2, str(HERE / "ranks.py"), str(dataset), str(out))
+    words = [*command(2), str(HERE / "ranks.py"), str(dataset), str(out)]
+    run = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return out
 
@@ -75,6 +80,30 @@ def test_a_training_goes_on_with_more_or_fewer_processes(
         np.testing.assert_allclose(resumed, undisturbed, rtol=1e-9, atol=1e-9)
     resumed = learn(dataset, two_ranks / f"two-then-one-{zero}", World(), 0)
     np.testing.assert_allclose(resumed, undisturbed, rtol=1e-9, atol=1e-9)
+
+
+def test_a_scheduler_that_asks_to_stop_gets_a_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    """SIGTERM to torchrun: both processes finish the step, one writes, and the same command goes on from there."""
+    words = ["-m", "distillase.launch", "train", str(dataset), "--out", str(tmp_path / "run")]
+    settings = {
+        "model.features": 8, "training.max_epochs": 100_000, "training.compile": "off", "training.tensorboard": "false",
+        "training.checkpoint_seconds": 10_000, "training.validate_every": 1, "split.by": "frame",
+    }  # fmt: skip
+    for key, value in settings.items():
+        words += ["--set", f"{key}={value}"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command(2) + words, env=ENVIRONMENT, stdout=log, stderr=log)
+        limit = time.monotonic() + 120
+        while (
+            not (tmp_path / "run" / "metrics.jsonl").is_file() or len(read_metrics(tmp_path / "run/metrics.jsonl")) < 3
+        ):
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(60) != 0
+    saved = torch.load(io.BytesIO((tmp_path / "run" / "checkpoint.pt").read_bytes()[32:]), weights_only=True)
+    assert saved["loop"]["step"] >= read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])

@@ -68,7 +68,8 @@ class Node:
         command = [
             "ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes=2",
             "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-endpoint=dsa:29431",
-            "--rdzv-id=test", f"--local-addr={name}", "-m", "distillase.launch", "train", str(dataset), "--out", str(folder),
+            "--rdzv-id=test", f"--local-addr={name}", "-m", "distillase.launch",
+            "train", str(dataset), "--out", str(folder),
         ]  # fmt: skip
         settings = {
             "model.features": 8, "model.layers": 1, "training.max_epochs": 300, "training.batch_frames": 4,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,12 +110,17 @@ class TrainLoop:
         self._spent = spent
         self._clock = 0.0
         self._saved_at = 0.0
+        self._asked_to_stop = self._stopping = False  # this process; any of them
 
     def run(self, after_step: Callable[[LoopState], None] | None = None) -> LoopState:
         """Train, or go on training, to the end; the task then holds the best weights.
 
         `after_step` is called after every step; whatever it raises ends the run, the checkpoint before it stands.
         """
+        with self._signals():
+            return self._run_to_the_end(after_step)
+
+    def _run_to_the_end(self, after_step: Callable[[LoopState], None] | None) -> LoopState:
         resumed = self._resume()
         log = MetricsLog(self.folder, self.config, resume_step=self.state.step) if self.world.is_first else None
         total = 60 * self.config.minutes if self.config.minutes else self.config.max_epochs
@@ -125,7 +133,7 @@ class TrainLoop:
                     )
                 self._run(bar, log, after_step)
         except KeyboardInterrupt:
-            if self.world.size == 1:  # the others may be anywhere, and a checkpoint takes them all
+            if not self._asked_to_stop:  # then it has been saved already, by all processes together
                 self._save()
             raise
         finally:
@@ -147,6 +155,9 @@ class TrainLoop:
                 state.batch += len(chosen)
                 if after_step is not None:
                     after_step(state)
+                if self._stopping:
+                    self._save()
+                    raise KeyboardInterrupt
                 self._save_if_due()
                 drawn = self._draw(bar, drawn, len(batches))
             state.epoch, state.batch = state.epoch + 1, 0
@@ -195,7 +206,28 @@ class TrainLoop:
 
     def _read_clock(self) -> None:
         """By the first process's clock: learning rate, end and checkpoints are the same on all."""
-        self.state.seconds = self.world.of_first(time.monotonic() - self._clock)
+        self.state.seconds, self._stopping = self.world.agree(time.monotonic() - self._clock, self._asked_to_stop)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """While training, SIGTERM means: finish this step, write a checkpoint, end. So does Ctrl-C where there are
+        several processes, which have to do it together; alone, a process need not wait for the step.
+
+        It is what torchrun and schedulers send before they kill.
+        """
+        wanted = [signal.SIGTERM, signal.SIGINT] if self.world.size > 1 else [signal.SIGTERM]
+        if threading.current_thread() is not threading.main_thread():
+            wanted = []  # Python handles signals in the main thread alone
+
+        def note(*_: Any) -> None:
+            self._asked_to_stop = True
+
+        before = {number: signal.signal(number, note) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _out_of_time(self) -> bool:
         return self.config.minutes is not None and self.state.seconds >= 60 * self.config.minutes

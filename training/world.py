@@ -18,7 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..ase_calcs.errors import DistillaseError
+
 TIMEOUT = timedelta(minutes=10)  # compiling a training step takes two, and no rank waits longer for the others
+
+
+class ProcessLost(DistillaseError, ConnectionError):
+    """Another process of the world cannot be reached any more."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,14 @@ class World:
         dist.broadcast(tensor, src=0)
         return float(tensor)
 
+    def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
+        """The first process's clock, and whether any process has been asked to stop."""
+        if self.size == 1:
+            return seconds, stop
+        tensor = torch.tensor([seconds if self.is_first else 0.0, float(stop)], dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return float(tensor[0]), bool(tensor[1] > 0)
+
     def share_state(self, tensors: Sequence[Tensor]) -> None:
         """Give everybody the first process's values, in place."""
         if self.size > 1:
@@ -109,6 +123,14 @@ def join_world(device: str = "cpu") -> Iterator[World]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if _on_gpus(device) else "gloo", timeout=TIMEOUT)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise ProcessLost(
+                f"The connection to another process of this training broke ({str(error).splitlines()[0]}). Look into "
+                "its log for what ended it. torchrun starts all processes again as often as `--max-restarts` says, and "
+                "they go on from the last checkpoint; so does the same command."
+            ) from error
+        raise
     finally:
         if mine:
             dist.destroy_process_group()
