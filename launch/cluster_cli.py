@@ -76,6 +76,54 @@ def slurm(
     typer.echo(f"{path}\nRead it, then: sbatch {shlex.quote(str(path))}")
 
 
+@launch_app.command()
+def plan(
+    dataset: Annotated[Path, typer.Argument(help="A labelled dataset file.")],
+    processes: Annotated[int, typer.Option("--world-size", "-n", min=1, help="Processes in all.")] = 8,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="As for `distillase train`.")] = "default",
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+    ] = None,
+) -> None:
+    """Say what a training will need of each process, from a few steps on this machine.
+
+    Example:
+
+        distillase launch plan runs/x/dataset.h5 --recipe runs/x/config.yaml --world-size 64
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..training.plan import BANDWIDTH, measure
+    from ..training.plan import plan as needs
+    from .config import load_recipe
+
+    chosen = load_recipe(recipe, settings or [])
+    measured = measure(dataset, chosen.model, chosen.training, chosen.split, seed=chosen.seed)
+    found = needs(measured, chosen.training, processes)
+    table = Table(title=f"Memory of each of {processes} processes, MB")
+    for name in ("ZeRO", "weights", "gradients", "optimizer", "average", "activations", "dataset", "together"):
+        table.add_column(name, justify="right")
+    for need in found:
+        parts = (need.weights, need.gradients, need.optimizer, need.average, need.activations, need.table, need.memory)
+        table.add_row(str(need.zero), *(f"{part / 1e6:.2f}" for part in parts))
+    Console(width=max(100, Console().width)).print(table)
+    first, frames = found[0], chosen.training.accumulate * chosen.training.batch_frames
+    typer.echo(
+        f"{measured.weights} weights, {measured.optimizer} numbers of the optimizer. A step takes {frames} structures: "
+        f"{first.edges:.0f} edges for each process, {first.imbalance:.2f} times that for the busiest, and "
+        f"{first.message / 1e6:.2f} MB sent by each.\nAn epoch of {measured.frames} structures takes about "
+        f"{first.epoch:.0f} s at {1e9 * measured.seconds_per_edge:.0f} ns for each edge, measured here in one process "
+        f"({'compiled' if measured.compiled else 'not compiled'}), and {BANDWIDTH / 1e9:g} GB/s between them."
+    )
+    if frames < processes:
+        typer.echo(
+            f"A step has fewer structures than there are processes: {processes - frames} of them would idle. Raise "
+            "training.accumulate."
+        )
+
+
 def checked(words: list[str]) -> list[str]:
     """The command after ``--``, if it is one that several processes can share."""
     words = words[1:] if words[:1] == ["--"] else words

@@ -17,6 +17,7 @@ from distillase.training.config import EngineConfig, LossConfig, ModelConfig, Tr
 from distillase.training.engine import make_engine
 from distillase.training.loop import LoopState, TrainLoop
 from distillase.training.optimizers import ExponentialAverage
+from distillase.training.plan import optimizer_numbers
 from distillase.training.run import prepare_potential
 from distillase.training.task import PotentialTask
 from distillase.training.world import World, join_world
@@ -64,6 +65,7 @@ def follow(path: Path, world: World, name: str, zero: int) -> dict[str, np.ndarr
         "average": torch.cat([a.reshape(-1).double() for a in average.average]).numpy(),
         "validation": sums.numpy(),
         "norms": np.array(norms),
+        "optimizer numbers": np.array(optimizer_numbers(getattr(engine.optimizer, "optimizer", engine.optimizer))),
     }
 
 

@@ -7,20 +7,22 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ranks import CASES, follow, learn
+from ranks import CASES, MODEL, follow, learn
 from test_training import frames
 
 from distillase.ase_calcs.errors import InputError
 from distillase.datasets.store import write_dataset
 from distillase.training.batches import share
-from distillase.training.config import EngineConfig
+from distillase.training.config import EngineConfig, SplitConfig
 from distillase.training.loggers import read_metrics
+from distillase.training.plan import measure, plan
 from distillase.training.task import PotentialTask
 from distillase.training.world import World
 
@@ -60,6 +62,7 @@ def test_two_processes_take_the_steps_of_one(name: str, zero: int, dataset: Path
     alone = follow(dataset, World(), name, 0)
     ranks = [np.load(two_ranks / f"{name}-zero{zero}-rank{rank}.npz") for rank in range(2)]
     tolerance = 1e-10 if CASES[name][0] == "float64" else 1e-5
+    alone.pop("optimizer numbers")
     for key, expected in alone.items():
         np.testing.assert_array_equal(ranks[0][key], ranks[1][key])
         close = 1e-6 if key == "norms" and zero else tolerance  # DeepSpeed sums norms in float32
@@ -126,6 +129,25 @@ def test_batches_are_halved_when_memory_runs_out(
     limit = 4
     with pytest.raises(InputError, match=r"a single structure \(6 edges\) does not fit into memory"):
         learn(dataset, tmp_path / "none", World(), 0)
+
+
+def test_the_plan_is_what_engines_then_keep(dataset: Path, two_ranks: Path) -> None:
+    """The optimizer's numbers, at one process and at two, whole and divided; ZeRO pads to a few more."""
+    config = CASES["adamw"][1]
+    measured = measure(dataset, replace(MODEL, dtype="float64"), config, SplitConfig(by="frame"))
+    alone = follow(dataset, World(), "adamw", 0)
+    assert measured.optimizer == int(alone["optimizer numbers"]) == 2 * measured.weights == 2 * len(alone["weights"])
+    assert measured.frames == 17
+    for need in plan(measured, config, 2):
+        kept = int(np.load(two_ranks / f"adamw-zero{need.zero}-rank0.npz")["optimizer numbers"])
+        planned = need.optimizer // 8 - (measured.weights // 2 if need.zero else 0)  # without the copy of the weights
+        assert kept == pytest.approx(planned, abs=8)
+    one, two = plan(measured, config, 1)[0], plan(measured, config, 2)[0]
+    assert one.memory == two.memory
+    assert one.message == 0
+    assert two.message == 8 * measured.weights
+    assert two.edges == pytest.approx(one.edges / 2)
+    assert 1.0 <= two.imbalance < 1.5
 
 
 def test_zero_3_and_muon_with_zero_are_refused() -> None:

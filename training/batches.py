@@ -137,6 +137,12 @@ class FrameTable:
         """(F,) edges per frame."""
         return np.diff(self.edge_offsets)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        held = [*self._columns.values(), self._edges, self._vectors]
+        return sum(t.numel() * t.element_size() for t in held) + self.atom_offsets.nbytes + self.edge_offsets.nbytes
+
     def batch(self, chosen: Sequence[int] | np.ndarray) -> Batch:
         """Collate the frames at these positions of the table."""
         chosen = np.asarray(chosen)
