@@ -36,7 +36,7 @@ test: .venv/installed-dev
 	$(PY) -m pytest $(PYTEST)
 
 test-nodes: .venv/installed-dev
-	$(PY) -m pytest -m nodes tests/test_nodes.py
+	$(PY) -m pytest -m nodes tests/test_nodes.py tests/test_cluster.py
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .

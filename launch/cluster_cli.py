@@ -109,19 +109,16 @@ def plan(
         parts = (need.weights, need.gradients, need.optimizer, need.average, need.activations, need.table, need.memory)
         table.add_row(str(need.zero), *(f"{part / 1e6:.2f}" for part in parts))
     Console(width=max(100, Console().width)).print(table)
-    first, frames = found[0], chosen.training.accumulate * chosen.training.batch_frames
+    first = found[0]
     typer.echo(
-        f"{measured.weights} weights, {measured.optimizer} numbers of the optimizer. A step takes {frames} structures: "
-        f"{first.edges:.0f} edges for each process, {first.imbalance:.2f} times that for the busiest, and "
+        f"{measured.weights} weights, {measured.optimizer} numbers of the optimizer. A step takes {first.frames:.1f} "
+        f"structures: {first.edges:.0f} edges for each process, {first.imbalance:.2f} times that for the busiest, and "
         f"{first.message / 1e6:.2f} MB sent by each.\nAn epoch of {measured.frames} structures takes about "
         f"{first.epoch:.0f} s at {1e9 * measured.seconds_per_edge:.0f} ns for each edge, measured here in one process "
         f"({'compiled' if measured.compiled else 'not compiled'}), and {BANDWIDTH / 1e9:g} GB/s between them."
     )
-    if frames < processes:
-        typer.echo(
-            f"A step has fewer structures than there are processes: {processes - frames} of them would idle. Raise "
-            "training.accumulate."
-        )
+    if first.frames < processes:
+        typer.echo("A step has fewer structures than there are processes: some would idle. Raise training.accumulate.")
 
 
 def checked(words: list[str]) -> list[str]:
@@ -151,7 +148,7 @@ def sbatch(
     """The script."""
     absolute = folder.resolve()
     lines = [
-        f"--job-name={absolute.name}", f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}",
+        f'--job-name="{absolute.name}"', f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}",
         *([f"--gpus-per-node={gpus}"] if gpus else []), f"--time={time}", f'--output="{absolute}/slurm-%j.log"',
         "--open-mode=append", "--requeue", "--signal=B:USR1@120", *(f"--{o.removeprefix('--')}" for o in options),
     ]  # fmt: skip
@@ -162,6 +159,7 @@ def sbatch(
 
 cd {shlex.quote(str(Path.cwd()))} || exit 1
 export OMP_NUM_THREADS={max(1, cpus // processes)}
+export SRUN_CPUS_PER_TASK={cpus}  # srun does not take it over from above since SLURM 22.05
 export {SEPARATE_STORE}=1  # or a node that joins later never learns where the first one is (torch 2.13)
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export RENDEZVOUS="$first:$((20000 + SLURM_JOB_ID % 20000))"
@@ -178,7 +176,7 @@ trap again USR1
 # One torchrun on each node meets the others at the first one, and starts {processes} process{"es" * (processes > 1)}.
 srun --kill-on-bad-exit=1 bash -c 'exec "$0" -m torch.distributed.run --nnodes={nodes} --nproc-per-node={processes} \\
     --rdzv-backend=c10d --rdzv-endpoint="$RENDEZVOUS" --rdzv-id="$SLURM_JOB_ID" --max-restarts=3 \\
-    --local-addr="$(hostname)" -m distillase.launch "$@"' \\
+    --shutdown-timeout=100 --local-addr="$(hostname)" -m distillase.launch "$@"' \\
     {shlex.join([sys.executable, *words])} &
 training=$!
 wait "$training"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -270,6 +271,8 @@ def train(
 
     chosen = _recipe(recipe, out, settings, seed=seed)
     run = pipeline.Run(out, chosen, make_progress())
+    if any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")):
+        restart_from = ""  # that was for the first time; started again, the job goes on from its checkpoint
     if not is_first_process():
         pipeline.train_student(run, dataset)
         return

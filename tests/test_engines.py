@@ -20,7 +20,8 @@ from test_training import frames
 from distillase.ase_calcs.errors import InputError
 from distillase.datasets.store import write_dataset
 from distillase.training.batches import share
-from distillase.training.config import EngineConfig, SplitConfig
+from distillase.training.config import EngineConfig, SplitConfig, TrainConfig
+from distillase.training.engine import make_engine
 from distillase.training.loggers import read_metrics
 from distillase.training.plan import measure, plan
 from distillase.training.task import PotentialTask
@@ -118,7 +119,7 @@ def test_batches_are_halved_when_memory_runs_out(
     forward, limit, refused = PotentialTask.forward, 12, []
 
     def scarce(self: PotentialTask, tensors: dict[str, torch.Tensor], counts: torch.Tensor) -> Any:
-        if self.training and len(tensors["vectors"]) > limit:
+        if len(tensors["vectors"]) > (limit if self.training else 4 * limit - 20):
             refused.append(len(tensors["vectors"]))
             raise error
         return forward(self, tensors, counts)
@@ -155,6 +156,10 @@ def test_zero_3_and_muon_with_zero_are_refused() -> None:
         EngineConfig(zero=3)
     with pytest.raises(InputError, match="it is 0, 1 or 2"):
         EngineConfig(zero=4)
+    task = torch.nn.Module()
+    config = TrainConfig(optimizer="muon", engine=EngineConfig(zero=1))
+    with pytest.raises(InputError, match="ZeRO divides them among processes"):
+        make_engine(task, config, None, World(size=2))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ranks", [2, 8, 64])

@@ -102,12 +102,8 @@ class TorchEngine:
                 loss.backward(inputs=trained)
                 total += sums
         except (MemoryError, RuntimeError) as error:
-            if not _is_full(error):
-                raise
-            full = str(error) or type(error).__name__
-        if self.world.largest(float(bool(full))):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise OutOfMemory(full or "out of memory on another process")
+            full = _told_to_be_full(error)
+        refuse_full(full, self.world)
         self._sum_gradients(trained)
         parameters = [p for p in trained if p.grad is not None]
         largest = self.config.clip if self.config.clip > 0 else math.inf
@@ -139,9 +135,17 @@ class TorchEngine:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _is_full(error: BaseException) -> bool:
-    """Whether an error of torch or Python says that memory has run out, on a GPU or on the CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def _told_to_be_full(error: Exception) -> str:
+    """What an error of torch or Python says of memory that has run out, on a GPU or on the CPU; raises any other."""
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        raise error
+    return str(error) or type(error).__name__
+
+
+def refuse_full(full: str, world: World) -> None:
+    """Raise `OutOfMemory` on all processes if any of them has an error to tell."""
+    if world.largest(float(bool(full))):
+        raise OutOfMemory(full or "out of memory on another process")
 
 
 def make_engine(task: Task, config: TrainConfig, example: TaskBatch, world: World) -> Engine:
@@ -165,10 +169,15 @@ def evaluate(task: Task, batches: Sequence[TaskBatch], device: torch.device, wor
     """See `Engine.evaluate`."""
     task.eval()
     counts = global_counts(task, batches, world).to(device)
-    total = torch.zeros_like(counts)
-    for batch in batches:
-        total += task(batch.to(device).tensors(), counts)[1]
-    task.train()
+    total, full = torch.zeros_like(counts), ""
+    try:
+        for batch in batches:
+            total += task(batch.to(device).tensors(), counts)[1]
+    except (MemoryError, RuntimeError) as error:
+        full = _told_to_be_full(error)
+    finally:
+        task.train()
+    refuse_full(full, world)
     return world.sum(total)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..ase_calcs.errors import InputError
-from ..ase_calcs.progress import Progress, ProgressTask
+from ..ase_calcs.progress import Progress, ProgressTask, SilentProgress
 from .batches import EdgeBudgetSampler
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TrainConfig
@@ -24,6 +24,7 @@ from .engine import Engine, OutOfMemory
 from .loggers import MetricsLog
 from .optimizers import ExponentialAverage, Schedule
 from .task import TaskTable
+from .world import World
 
 
 @dataclass
@@ -99,10 +100,6 @@ class TrainLoop:
         budget = {"batch_edges": config.batch_edges, "batch_frames": config.batch_frames, "seed": seed}
         self.world = engine.world
         self.sampler = EdgeBudgetSampler(training.edge_counts, **budget)
-        every = EdgeBudgetSampler(
-            validation.edge_counts, batch_edges=4 * config.batch_edges, batch_frames=4 * config.batch_frames, seed=seed
-        )
-        self.validation_batches = every.of_rank(every.in_order(), self.world)
         self.schedule = Schedule(config)
         self.ema = ExponentialAverage(engine.task, config.ema) if config.ema > 0 else None
         self.state = LoopState(sums=torch.zeros(len(engine.task.sum_names), dtype=torch.float64))
@@ -133,7 +130,7 @@ class TrainLoop:
                     )
                 self._run(bar, log, after_step)
         except KeyboardInterrupt:
-            if not self._asked_to_stop:  # then it has been saved already, by all processes together
+            if not self._stopping:  # else it has been saved already, by all processes together
                 self._save()
             raise
         finally:
@@ -155,9 +152,7 @@ class TrainLoop:
                 state.batch += len(chosen)
                 if after_step is not None:
                     after_step(state)
-                if self._stopping:
-                    self._save()
-                    raise KeyboardInterrupt
+                self._stop_if_asked()
                 self._save_if_due()
                 drawn = self._draw(bar, drawn, len(batches))
             state.epoch, state.batch = state.epoch + 1, 0
@@ -166,7 +161,16 @@ class TrainLoop:
                 self._validate(log, bar)
                 over = over or 0 < config.early_stop <= state.stale
             state.finished = over
+            if not over:
+                self._stop_if_asked()
         self._save()
+
+    def _stop_if_asked(self) -> None:
+        """All processes together, and none before the checkpoint is there: the first to leave may end the job."""
+        if self._stopping:
+            self._save()
+            self.world.wait()
+            raise KeyboardInterrupt
 
     def _step(self, chosen: list[np.ndarray], progress: float) -> None:
         state = self.state
@@ -189,20 +193,7 @@ class TrainLoop:
             try:
                 return self.engine.step([self.training.batch(frames) for frames in mine], lr)[0]
             except OutOfMemory as error:
-                edges = self.sampler.edge_counts
-                before = int(self.world.largest(max((int(edges[frames].sum()) for frames in mine), default=0)))
-                most = int(edges[np.concatenate(chosen)].max())
-                if before <= most:
-                    raise InputError(
-                        f"A batch of a single structure ({most} edges) does not fit into memory: {error}. Train a "
-                        "smaller network (`model.features`, `model.layers`), lower `model.cutoff`, or leave the "
-                        "largest structures out."
-                    ) from error
-                state.largest_batch = max(before // 2, most)
-                self.progress.say(
-                    f"out of memory with batches of {before} edges: they are made of {state.largest_batch} from now "
-                    "on; a step still takes the same structures"
-                )
+                state.largest_batch = halved(mine, chosen, self.sampler.edge_counts, self.world, error, self.progress)
 
     def _read_clock(self) -> None:
         """By the first process's clock: learning rate, end and checkpoints are the same on all."""
@@ -236,7 +227,7 @@ class TrainLoop:
         state = self.state
         if self.ema is not None:
             self.ema.swap()
-        sums = self.engine.evaluate([self.validation.batch(frames) for frames in self.validation_batches]).cpu()
+        sums = evaluate_table(self.engine, self.validation, self.config, 4 * state.largest_batch, self.progress)
         score = float(sums[self._loss])
         found = self.engine.task.figures(sums) | {"loss": score}
         if score < state.best:
@@ -306,3 +297,49 @@ class TrainLoop:
         self.schedule.load_state_dict(found["schedule"])
         self.state = LoopState(**found["loop"])
         return True
+
+
+def evaluate_table(
+    engine: Engine, table: TaskTable, config: TrainConfig, largest: int = 0, progress: Progress | None = None
+) -> Tensor:
+    """Sums over a whole table with the weights as they are, on the CPU.
+
+    Without a backward pass batches may be four times as large as in training; where memory runs out they are halved.
+    """
+    sampler = EdgeBudgetSampler(
+        table.edge_counts, batch_edges=4 * config.batch_edges, batch_frames=4 * config.batch_frames, seed=0
+    )
+    batches = sampler.in_order()
+    while True:
+        mine = sampler.of_rank(batches, engine.world, largest)
+        try:
+            return engine.evaluate([table.batch(frames) for frames in mine]).cpu()
+        except OutOfMemory as error:
+            largest = halved(mine, batches, sampler.edge_counts, engine.world, error, progress or SilentProgress())
+
+
+def halved(
+    mine: list[np.ndarray],
+    together: list[np.ndarray],
+    edge_counts: np.ndarray,
+    world: World,
+    error: OutOfMemory,
+    progress: Progress,
+) -> int:
+    """Half the edges of the largest of all processes' batches, of which memory could not hold one.
+
+    Raises
+    ------
+    InputError
+        That was a single structure.
+    """
+    before = int(world.largest(max((int(edge_counts[frames].sum()) for frames in mine), default=0)))
+    most = int(edge_counts[np.concatenate(together)].max())
+    if before <= most:
+        raise InputError(
+            f"A batch of a single structure ({most} edges) does not fit into memory: {error}. Train a smaller network "
+            "(`model.features`, `model.layers`), lower `model.cutoff`, or leave the largest structures out."
+        ) from error
+    after = max(before // 2, most)
+    progress.say(f"out of memory with batches of {before} edges: they are made of {after} from now on")
+    return after

@@ -75,6 +75,7 @@ class Need:
     activations: int
     table: int
     message: int
+    frames: float
     edges: float
     imbalance: float
     epoch: float
@@ -139,12 +140,13 @@ def plan(measured: Measured, training: TrainConfig, processes: int) -> list[Need
     """
     m, w = measured, processes
     size = m.weights * m.bytes_per_number
-    frames = training.accumulate * training.batch_frames
-    rng, loads = np.random.default_rng(0), []
-    for _ in range(32):  # steps
-        step = m.edges[rng.integers(len(m.edges), size=frames)]
-        loads.append([step[part].sum() for part in share(np.arange(frames), step, w)])
-    busiest, mean = np.max(loads, axis=1).mean(), float(np.mean(loads))
+    sampler = EdgeBudgetSampler(
+        m.edges, batch_edges=training.batch_edges, batch_frames=training.batch_frames, seed=0
+    )  # fmt: skip
+    steps = [np.concatenate(batches) for batches in sampler.steps(0, training.accumulate)]
+    loads = np.array([[m.edges[part].sum() for part in share(step, m.edges, w)] for step in steps])
+    busiest, mean = loads.max(axis=1).mean(), float(loads.mean())
+    frames = len(m.edges) / len(steps)
     message = round(2 * (w - 1) / w * size)
     epoch = m.frames / frames * (busiest * m.seconds_per_edge + message / BANDWIDTH)
     divided = -(-m.optimizer * m.bytes_per_number // w) + -(-size // w)
@@ -152,8 +154,8 @@ def plan(measured: Measured, training: TrainConfig, processes: int) -> list[Need
         Need(
             zero=zero, weights=size, gradients=-(-size // w) if zero == 2 else size,
             optimizer=divided if zero else m.optimizer * m.bytes_per_number, average=size if training.ema else 0,
-            activations=m.activations, table=m.table, message=message, edges=mean, imbalance=float(busiest / mean),
-            epoch=float(epoch),
+            activations=m.activations, table=m.table, message=message, frames=frames, edges=mean,
+            imbalance=float(busiest / mean), epoch=float(epoch),
         )
         for zero in ((0, 1, 2) if w > 1 else (0,))
     ]  # fmt: skip

@@ -24,12 +24,12 @@ from ..ase_calcs.potential import ModelHeader, Potential
 from ..ase_calcs.progress import Progress, SilentProgress
 from ..datasets.splits import split_indices
 from ..datasets.store import Dataset
-from .batches import EdgeBudgetSampler, FrameTable
+from .batches import FrameTable
 from .checkpoint import remove_checkpoints
 from .config import ModelConfig, SplitConfig, TrainConfig
-from .engine import Engine, make_engine
+from .engine import make_engine
 from .inherit import inherit
-from .loop import TrainLoop
+from .loop import TrainLoop, evaluate_table
 from .metrics import INDEX, figures
 from .task import PotentialTask
 from .world import World, join_world
@@ -151,7 +151,8 @@ def _train(
     metrics = {"validation": state.best_figures}
     if len(parts.get("test", ())):
         test = FrameTable(data, parts["test"], cutoff=model.cutoff, labels=labels, dtype=dtype, progress=progress)
-        metrics["test"] = evaluate_table(engine, test, training)
+        sums = evaluate_table(engine, test, training, 4 * state.largest_batch, progress)
+        metrics["test"] = figures(sums) | {"loss": float(sums[INDEX["loss"]])}
     potential.header = _header(data, metrics)
     path = run_dir / MODEL
     if world.is_first:
@@ -239,16 +240,6 @@ def reference_energies(
     """
     solution, *_ = np.linalg.lstsq(table.compositions(elements), (table.energy - minus).numpy(), rcond=None)
     return torch.from_numpy(solution)
-
-
-def evaluate_table(engine: Engine, table: FrameTable, config: TrainConfig) -> dict[str, float]:
-    """Errors of the engine's present weights on a whole table."""
-    sampler = EdgeBudgetSampler(
-        table.edge_counts, batch_edges=4 * config.batch_edges, batch_frames=4 * config.batch_frames, seed=0
-    )
-    mine = sampler.of_rank(sampler.in_order(), engine.world)
-    sums = engine.evaluate([table.batch(frames) for frames in mine]).cpu()
-    return figures(sums) | {"loss": float(sums[INDEX["loss"]])}
 
 
 def _split(

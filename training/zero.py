@@ -9,6 +9,7 @@ normalised over all of them already.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +51,8 @@ class ZeroEngine:
         self.task, self.config, self.world, self.device = task, config, world, task.network.device
         self._example = example.to(self.device)
         world.share_state([*task.parameters(), *task.buffers()])
+        if self.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed takes any GPU that it finds
         deepspeed: Any = require("deepspeed", extra="deepspeed", purpose="train with `engine.zero`")
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         settings = {
@@ -58,7 +61,13 @@ class ZeroEngine:
             "managed_gradient_accumulation": False,
             "gradient_clipping": config.clip,
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": config.engine.zero, "overlap_comm": False, "reduce_scatter": False},
+            "zero_optimization": {
+                "stage": config.engine.zero,
+                "overlap_comm": False,
+                "reduce_scatter": False,
+                # The default is a buffer of half a milliard numbers.
+                "reduce_bucket_size": sum(p.numel() for p in task.parameters() if p.requires_grad),
+            },
         }
         with _over_gloo(deepspeed), _in_double(task.network.dtype == torch.float64):
             self._engine, self.optimizer, *_ = deepspeed.initialize(
@@ -117,7 +126,8 @@ class ZeroEngine:
                 if not torch.is_tensor(value) or value.numel() != stretch.numel():
                     parts = [value] * len(parameters)  # the number of steps
                 else:
-                    parts = self._gathered(value).split([p.numel() for p in parameters])
+                    sizes = [p.numel() for p in parameters]
+                    parts = self._gathered(value)[: sum(sizes)].split(sizes)  # padding lies behind
                     parts = [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
                 for k, part in zip(numbers, parts, strict=True):
                     state.setdefault(k, {})[name] = part.clone() if torch.is_tensor(part) else part
@@ -131,13 +141,15 @@ class ZeroEngine:
 
     def _divide_optimizer(self, whole: dict[str, Any]) -> None:
         inner = self.optimizer.optimizer
-        for (parameters, stretch), saved in zip(self._groups(), whole["param_groups"], strict=True):
+        groups = zip(self._groups(), inner.param_groups, whole["param_groups"], strict=True)
+        for (parameters, stretch), group, saved in groups:
+            group.update({key: value for key, value in saved.items() if key != "params"})
             states = [whole["state"].get(k, {}) for k in saved["params"]]
             mine: dict[str, Any] = {}
             for name in states[0] if states else ():
                 values = [state[name] for state in states]
                 if not all(v.shape == p.shape for v, p in zip(values, parameters, strict=True) if torch.is_tensor(v)):
-                    mine[name] = values[0].clone()
+                    mine[name] = values[0].to(stretch.device, copy=True) if torch.is_tensor(values[0]) else values[0]
                     continue
                 flat = torch.cat([v.reshape(-1) for v in values]).to(stretch)
                 padded = flat.new_zeros(self.world.size * stretch.numel())
