@@ -45,8 +45,8 @@ class LoopState:
         Lowest validation score, with its weights and figures.
     stale
         Validations since the best.
-    largest_batch
-        Edges in a batch that memory holds, once it has run out; 0 before.
+    largest_batch, largest_evaluated
+        Edges in a batch that memory holds, once it has run out, in training and in validation; 0 before.
     """
 
     epoch: int = 0
@@ -60,6 +60,7 @@ class LoopState:
     best_figures: dict[str, float] = field(default_factory=dict)
     stale: int = 0
     largest_batch: int = 0
+    largest_evaluated: int = 0
     finished: bool = False
 
 
@@ -227,7 +228,9 @@ class TrainLoop:
         state = self.state
         if self.ema is not None:
             self.ema.swap()
-        sums = evaluate_table(self.engine, self.validation, self.config, 4 * state.largest_batch, self.progress)
+        sums, state.largest_evaluated = evaluate_table(
+            self.engine, self.validation, self.config, state.largest_evaluated, self.progress
+        )
         score = float(sums[self._loss])
         found = self.engine.task.figures(sums) | {"loss": score}
         if score < state.best:
@@ -301,8 +304,8 @@ class TrainLoop:
 
 def evaluate_table(
     engine: Engine, table: TaskTable, config: TrainConfig, largest: int = 0, progress: Progress | None = None
-) -> Tensor:
-    """Sums over a whole table with the weights as they are, on the CPU.
+) -> tuple[Tensor, int]:
+    """Sums over a whole table with the weights as they are, on the CPU, and the edges in a batch that memory held.
 
     Without a backward pass batches may be four times as large as in training; where memory runs out they are halved.
     """
@@ -313,7 +316,7 @@ def evaluate_table(
     while True:
         mine = sampler.of_rank(batches, engine.world, largest)
         try:
-            return engine.evaluate([table.batch(frames) for frames in mine]).cpu()
+            return engine.evaluate([table.batch(frames) for frames in mine]).cpu(), largest
         except OutOfMemory as error:
             largest = halved(mine, batches, sampler.edge_counts, engine.world, error, progress or SilentProgress())
 

@@ -164,7 +164,7 @@ def plan(measured: Measured, training: TrainConfig, processes: int) -> list[Need
 def optimizer_numbers(optimizer: Any) -> int:
     """How many numbers an optimizer keeps on this process, its count of steps aside."""
     kept = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(value.numel() for value in kept if torch.is_tensor(value) and value.numel() > 1)
+    return sum(value.numel() for value in kept if torch.is_tensor(value) and value.ndim > 0)
 
 
 def _kept(task: PotentialTask, batch: Any) -> int:

@@ -151,7 +151,7 @@ def _train(
     metrics = {"validation": state.best_figures}
     if len(parts.get("test", ())):
         test = FrameTable(data, parts["test"], cutoff=model.cutoff, labels=labels, dtype=dtype, progress=progress)
-        sums = evaluate_table(engine, test, training, 4 * state.largest_batch, progress)
+        sums, _ = evaluate_table(engine, test, training, state.largest_evaluated, progress)
         metrics["test"] = figures(sums) | {"loss": float(sums[INDEX["loss"]])}
     potential.header = _header(data, metrics)
     path = run_dir / MODEL
