@@ -70,11 +70,11 @@ def per_step(run: dict[str, Any]) -> float:
     return float(run["seconds"] / run["teacher_calls"])
 
 
-def sampling(atoms: Atoms, student: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+def sampling(atoms: Atoms, student: Any, teacher: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """Moves of the teacher and Langevin dynamics of the student, and what an effective sample of each takes."""
     path = arguments.work / f"slhmc-{arguments.length}.npz"
     if not path.is_file():
-        self_learning(atoms, student, make_teacher(arguments.teacher), arguments, path)
+        self_learning(atoms, student, teacher, arguments, path)
     for seed in range(arguments.seeds):
         run = arguments.work / f"student-langevin-{seed}.npz"
         if not run.is_file():
@@ -103,18 +103,19 @@ def main() -> None:
     arguments = parse()
     arguments.work.mkdir(parents=True, exist_ok=True)
     structure = read_structures([arguments.structure]).structures[0]
-    compile_mode = "on" if find_compiler() else "off"
+    state = {"charge": structure.charge, "multiplicity": structure.multiplicity}
+    options: dict[str, Any] = {"compile": "on" if find_compiler() else "off", **state}
     report: dict[str, Any] = {
         "machine": f"{cpu_model()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads",
         "teacher": arguments.teacher, "structure": arguments.structure,
         "model": f"{arguments.model.parent.name}/{arguments.model.name}",
     }  # fmt: skip
     if arguments.part != "slhmc":
-        student: Any = PotentialCalculator(arguments.model, dtype="float64", compile=compile_mode)
+        student: Any = PotentialCalculator(arguments.model, dtype="float64", **options)
         begin = free_start(structure, student, 0, arguments)
 
         def advice() -> str:
-            teacher = make_teacher(arguments.teacher)
+            teacher = make_teacher(arguments.teacher, **state)
             return str(resonance(begin, 4 * units.fs, teacher=teacher, student=student, k=8, stiff_modes=6))
 
         report["advisor_4fs"] = kept(arguments.work / "advice.json", advice)
@@ -126,14 +127,16 @@ def main() -> None:
             report[name] = kept(
                 arguments.work / f"{name}.json",
                 lambda outer=outer, k=k, steps=steps: follow(
-                    begin, make_teacher(arguments.teacher), student, outer, k, steps * outer / 1000
+                    begin, make_teacher(arguments.teacher, **state), student, outer, k, steps * outer / 1000
                 ),
             )
             print(name, json.dumps(report[name]), flush=True)
         report["mts_faster"] = 8 * per_step(report["verlet"]) / per_step(report["mts"])
     if arguments.part != "mts":
-        student = PotentialCalculator(arguments.model, dtype="float32", compile=compile_mode)
-        report["sampling"] = sampling(structure.to_atoms(), student, arguments)
+        student = PotentialCalculator(arguments.model, dtype="float32", **options)
+        report["sampling"] = sampling(
+            structure.to_atoms(), student, make_teacher(arguments.teacher, **state), arguments
+        )
     if arguments.part == "all":
         of = report["sampling"]
         seconds = {

@@ -61,8 +61,8 @@ def slurm(
 ) -> None:
     """Write a readable sbatch script for a training, to be looked at and submitted.
 
-    Two minutes before its time is over the job writes a checkpoint and goes back into the queue; preempted, it does so
-    too. It then goes on from there.
+    Two minutes before its time is over the job writes a checkpoint and goes back into the queue; it then goes on from
+    there. If SLURM puts it back after a preemption, it goes on from its last checkpoint.
 
     Example:
 

@@ -16,6 +16,7 @@ from distillase.ase_calcs.errors import InputError
 from distillase.datasets.store import write_dataset
 from distillase.launch.cli import main
 from distillase.launch.cluster_cli import checked, run_folder
+from distillase.launch.train import arguments
 
 STAND_INS = {
     "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >>"$QUEUE"; fi',
@@ -85,6 +86,13 @@ def test_a_job_whose_time_is_over_goes_back_into_the_queue_and_ends(script: Path
     assert again.returncode == 0, (tmp_path / "log").read_text()[-3000:]
     assert "goes on at epoch" in (tmp_path / "log").read_text()
     assert (folder / "model.safetensors").is_file()
+
+
+def test_a_recipe_alone_says_where_to_train() -> None:
+    assert arguments(["runs/x/config.yaml", "--seed", "1"]) == [
+        "train", "runs/x/dataset.h5", "--recipe", "runs/x/config.yaml", "--out", "runs/x", "--seed", "1",
+    ]  # fmt: skip
+    assert arguments([]) == ["train", "--help"]
 
 
 def test_only_trainings_are_launched() -> None:
