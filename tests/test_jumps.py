@@ -372,6 +372,12 @@ def test_frozen_layers_stay_and_a_force_head_can_be_added(tmp_path):
         if layer == "0":
             assert torch.equal(before[name], after[name]), name
     assert not torch.equal(before["messages.1.phi.weight"], after["messages.1.phi.weight"])
+    moved = tmp_path / "start.safetensors"
+    of_starts = []
+    for other in (start, second):  # two networks under one name are two trainings
+        moved.write_bytes(Path(other).read_bytes())
+        of_starts.append(_fingerprint(replace(first, model=replace(model, start_from=str(moved))), runs))
+    assert of_starts[0] != of_starts[1]
     assert after["readout.weight"].shape[0] == before["readout.weight"].shape[0] + 1
     with pytest.raises(InputError, match=r"`model.start_from` has .* must be the same"):
         prepare_jump(replace(first, model=replace(model, features=12)), runs)

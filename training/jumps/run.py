@@ -15,7 +15,7 @@ import torch
 
 from ...ase_calcs.errors import DataError
 from ...ase_calcs.jumps import JumpNetwork
-from ...ase_calcs.modelfile import DTYPES, build_jump, load_jump, save_model
+from ...ase_calcs.modelfile import DTYPES, build_jump, load_jump, model_hash, save_model
 from ...ase_calcs.potential import ModelHeader
 from ...ase_calcs.progress import Progress, SilentProgress
 from ...ase_calcs.units import FS, KB
@@ -221,6 +221,8 @@ def _fingerprint(recipe: JumpRecipe, trajectories: Sequence[Trajectory]) -> str:
     for name in ("checkpoint_seconds", "tensorboard", "wandb", "threads", "engine"):
         settings["training"].pop(name)
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    if recipe.model.start_from:
+        digest.update(model_hash(recipe.model.start_from).encode())
     for run in trajectories:
         for array in (run.numbers, run.masses, run.positions, run.velocities, run.forces):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
