@@ -1,6 +1,7 @@
 # make quickstart   install into .venv, distil ethanol from GFN2-xTB, run MD with the student through ASE
 # make test         install the tools for development too, run the tests
 # make test-nodes   two nodes in network namespaces, one of which dies (root)
+# make test-slurm   a SLURM of two nodes: preempted, out of time, done (root; slurm-wlm and munge of Debian)
 # make lint         ruff: rules and format
 # make ci           everything that .ci/run checks
 # make clean        remove .venv, runs/quickstart and build leftovers
@@ -23,7 +24,7 @@ PYTEST ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-nodes lint ci clean
+.PHONY: quickstart test test-nodes test-slurm lint ci clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/installed
@@ -36,7 +37,10 @@ test: .venv/installed-dev
 	$(PY) -m pytest $(PYTEST)
 
 test-nodes: .venv/installed-dev
-	$(PY) -m pytest -m nodes tests/test_nodes.py tests/test_cluster.py
+	$(PY) -m pytest -m nodes tests/test_nodes.py
+
+test-slurm: .venv/installed-dev
+	$(PY) -m pytest -m slurm tests/test_slurm.py
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .
@@ -69,5 +73,5 @@ endif
 	@touch .venv/installed
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet --no-build-isolation --constraint .venv/constraints.txt --editable ".[xtb,train,dask,deepspeed,dft,openmm,xtb-python,dev]"
+	$(PIP) install --quiet --no-build-isolation --constraint .venv/constraints.txt --editable ".[xtb,train,dask,slurm,deepspeed,dft,openmm,xtb-python,dev]"
 	@touch .venv/installed-dev

@@ -164,14 +164,15 @@ export {SEPARATE_STORE}=1  # or a node that joins later never learns where the f
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export RENDEZVOUS="$first:$((20000 + SLURM_JOB_ID % 20000))"
 
-# The time is nearly over (--signal): the processes write a checkpoint and end, the job goes back into the queue.
+# The job goes back into the queue; one that somebody cancelled stays away. Meanwhile the processes write a checkpoint.
 again() {{
-    kill -TERM "$training"
+    trap "" USR1 TERM
     wait "$training"
-    scontrol requeue "$SLURM_JOB_ID"
+    [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]] && scontrol requeue "$SLURM_JOB_ID"
     exit 0
 }}
-trap again USR1
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"; again' USR1 # the time is nearly over (see --signal): tell the processes
+trap again TERM                                          # SLURM ends the job, and has told them
 
 # One torchrun on each node meets the others at the first one, and starts {processes} process{"es" * (processes > 1)}.
 srun --kill-on-bad-exit=1 bash -c 'exec "$0" -m torch.distributed.run --nnodes={nodes} --nproc-per-node={processes} \\
@@ -180,4 +181,8 @@ srun --kill-on-bad-exit=1 bash -c 'exec "$0" -m torch.distributed.run --nnodes={
     {shlex.join([sys.executable, *words])} &
 training=$!
 wait "$training"
+status=$?
+# A more important job wants the nodes: where SLURM grants a grace, it tells the processes alone.
+((status == 0)) || ! scontrol show job "$SLURM_JOB_ID" | grep -q "PreemptTime=[0-9]" || again
+exit "$status"
 """

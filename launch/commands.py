@@ -106,6 +106,15 @@ Workers = Annotated[
         "--workers", "-w", min=0, help="Processes that sample and label; 0: one per core.", show_default=False
     ),
 ]
+Scheduler = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Label with the workers of this dask scheduler (`tcp://host:8786`), or with `slurm` jobs.",
+        show_default=False,
+    ),
+]
 NoHydrogen = Annotated[
     bool, typer.Option("--allow-no-hydrogen", help="Accept a set of molecules without a single hydrogen.")
 ]
@@ -132,10 +141,9 @@ def _recipe(name: str, folder: Path, settings: list[str] | None, **changes: Any)
     if not name:
         begun = folder / "config.yaml"
         name = str(begun) if begun.is_file() else "default"
-    recipe = load_recipe(name, settings or [])
-    workers = changes.pop("workers", None)
-    if workers is not None:
-        recipe = replace(recipe, labelling=replace(recipe.labelling, workers=workers))
+    said = {key: changes.pop(key, None) for key in ("workers", "scheduler")}
+    labelling = [f"labelling.{key}={value}" for key, value in said.items() if value is not None]
+    recipe = load_recipe(name, [*(settings or []), *labelling])
     given = {key: value for key, value in changes.items() if value not in (None, False, ())}
     return replace(recipe, **given)
 
@@ -155,6 +163,7 @@ def distill(
     settings: Settings = None,
     seed: Seed = None,
     workers: Workers = None,
+    scheduler: Scheduler = None,
     allow_no_hydrogen: NoHydrogen = False,
     restart_from: RestartFrom = "",
     print_config: PrintConfig = False,
@@ -179,6 +188,7 @@ def distill(
         recipe = recipe or "default"  # a run named anew: what the folder holds must agree with it
     chosen = _recipe(
         recipe, out, settings, molecules=tuple(molecules or ()), teacher=teacher, seed=seed, workers=workers,
+        scheduler=scheduler,
         allow_no_hydrogen=allow_no_hydrogen,
     )  # fmt: skip
     if print_config:
@@ -228,6 +238,7 @@ def label(
     recipe: RecipeName = "",
     settings: Settings = None,
     workers: Workers = None,
+    scheduler: Scheduler = None,
     restart_from: RestartFrom = "",
 ) -> None:
     """Label geometries with a teacher, in parallel, losing nothing when killed.
@@ -238,11 +249,13 @@ def label(
 
         distillase label water.h5 --teacher "ase.calculators.emt:EMT" --out runs/emt --workers 4
 
+        distillase label drugs.h5 --out runs/drugs --scheduler slurm --workers 64 --set labelling.slurm.cores=32
+
     Other formats come in through `distillase dataset convert`.
     """
     from . import pipeline
 
-    chosen = _recipe(recipe, out, settings, teacher=teacher, workers=workers)
+    chosen = _recipe(recipe, out, settings, teacher=teacher, workers=workers, scheduler=scheduler)
     run = pipeline.begin(pipeline.Run(out, chosen, make_progress()), (pipeline.LABEL,), restart_from)
     pipeline.label(run, geometries)
     _finish(out)

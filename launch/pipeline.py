@@ -49,6 +49,8 @@ STAGES = (READ, SAMPLE, LABEL, TRAIN, REPORT)
 HOW_NOT_WHAT = (
     "labelling.workers",
     "labelling.scheduler",
+    "labelling.tls",
+    "labelling.slurm",
     "labelling.batch_seconds",
     "labelling.crash_retries",
     "labelling.retry_refused",
@@ -118,7 +120,8 @@ def begin(run: Run, stages: Sequence[Stage], restart_from: str = "") -> Run:
 
 def stage_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """What each stage's outputs depend on, as flat recipe keys (files of earlier stages come on top)."""
-    flat = {key: value for key, value in flatten(to_plain(recipe)).items() if key not in HOW_NOT_WHAT}
+    how = tuple(f"{key}." for key in HOW_NOT_WHAT)
+    flat = {key: value for key, value in flatten(to_plain(recipe)).items() if not f"{key}.".startswith(how)}
 
     def part(*sections: str) -> dict[str, Any]:
         return {key: value for key, value in flat.items() if key.split(".")[0] in sections}

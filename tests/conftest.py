@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import namespaces
 import pytest
 import torch
 
@@ -27,3 +29,11 @@ def compiled_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = save_model(folder / "model.safetensors", potential)
     CompiledPotential(load_model(path), path)
     return path
+
+
+@pytest.fixture
+def nodes() -> Iterator[None]:
+    """Two machines on one, see `namespaces.py`."""
+    namespaces.build()
+    yield
+    namespaces.clear()

@@ -6,57 +6,20 @@ The nodes are network namespaces on this machine, joined by a virtual cable; tor
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from namespaces import ADDRESSES, LINK, needs_namespaces, pids
 from safetensors.torch import load_file
 from test_training import frames
 
 from distillase.datasets.store import write_dataset
 
-ADDRESSES = {"dsa": "10.77.31.1", "dsb": "10.77.31.2"}
-pytestmark = [
-    pytest.mark.nodes,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("ip") is None, reason="needs root and iproute2 for network namespaces"
-    ),
-]
-
-
-def ip(*words: str, check: bool = True) -> None:
-    subprocess.run(["ip", *words], check=check, capture_output=True)
-
-
-def clear() -> None:
-    for name in ADDRESSES:
-        ip("netns", "del", name, check=False)
-        shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
-
-
-@pytest.fixture
-def nodes() -> Iterator[None]:
-    """Two namespaces that know each other by name."""
-    clear()
-    for name in ADDRESSES:
-        ip("netns", "add", name)
-        hosts = [f"{address} {other}" for other, address in ADDRESSES.items()]
-        own = f"127.0.0.1 localhost\n{ADDRESSES[name]} {os.uname().nodename}\n"
-        folder = Path(f"/etc/netns/{name}")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "hosts").write_text(own + "\n".join(hosts) + "\n")
-    ip("link", "add", "dsva", "netns", "dsa", "type", "veth", "peer", "name", "dsvb", "netns", "dsb")
-    for name, link in (("dsa", "dsva"), ("dsb", "dsvb")):
-        ip("-n", name, "addr", "add", f"{ADDRESSES[name]}/24", "dev", link)
-        ip("-n", name, "link", "set", link, "up")
-        ip("-n", name, "link", "set", "lo", "up")
-    yield
-    clear()
+pytestmark = [pytest.mark.nodes, needs_namespaces]
 
 
 class Node:
@@ -79,10 +42,9 @@ class Node:
         }  # fmt: skip
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
-        link = "dsva" if name == "dsa" else "dsvb"
         known = os.environ | {
             "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": link,
+            "GLOO_SOCKET_IFNAME": LINK,
             # With a store that outlives the first rendezvous, torch 2.13 never tells a new node where the first one is.
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
@@ -91,9 +53,8 @@ class Node:
 
     def kill(self) -> None:
         """As if the power had gone: everything that runs on the node, at once."""
-        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
-        for pid in listed.stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+        for pid in pids(self.name):
+            os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def end(self, seconds: float = 120) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +14,40 @@ from ...ase_calcs.teachers import parse_teacher, teacher_settings, teacher_versi
 
 
 @dataclass(frozen=True)
+class TlsConfig:
+    """Files for a scheduler that speaks TLS; without them dask's own configuration (`distributed.comm.tls`) holds.
+
+    Attributes
+    ----------
+    ca
+        Certificates that the scheduler's must be signed by, PEM.
+    cert, key
+        This client's certificate and its key, PEM.
+    """
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("ca", "cert", "key") if getattr(self, name)]
+        if given and len(given) < 3:
+            raise InputError(f"`tls` has {' and '.join(given)} only; give `ca`, `cert` and `key`, or none of them.")
+        for name in given:
+            if not Path(getattr(self, name)).is_file():
+                raise InputError(f"`tls.{name}` is `{getattr(self, name)}`, and there is no such file.")
+
+
+@dataclass(frozen=True)
 class LabelConfig:
     """How structures are labelled and which are refused.
 
     Attributes
     ----------
     workers
-        Single-threaded worker processes; 0 is one per core that this process may use. Ignored with a `scheduler`
-        address, where the workers that are there are used.
+        Single-threaded worker processes; 0 is one per core that this process may use. With ``scheduler: slurm`` as many
+        are asked for, and 0 is not allowed. Ignored with a `scheduler` address, whose workers are used as they come and
+        go.
     max_force
         eV/Å. A structure with a longer force on any atom is refused (after it was labelled; a later run with a higher
         ceiling takes it without calling the teacher again).
@@ -43,7 +69,13 @@ class LabelConfig:
         The built-in teachers remember nothing.
     scheduler
         ``"local"``: worker processes on this machine. Else the address of a dask scheduler, ``"tcp://host:8786"``,
-        whose workers run with one thread each and see the output folder.
+        whose workers run with one thread each and see the output folder; ``"tls://host:8786"`` for one that wants
+        certificates. ``"slurm"``: jobs of workers under SLURM, through dask-jobqueue.
+    tls
+        Certificates for a ``tls://`` scheduler.
+    slurm
+        Options of `dask_jobqueue.SLURMCluster` for ``scheduler: slurm``: ``cores`` and ``memory`` of a job, ``queue``,
+        ``account``, ``walltime``, ``job_extra_directives``, …; what is not given comes from dask's configuration.
     """
 
     workers: int = 0
@@ -55,6 +87,8 @@ class LabelConfig:
     retry_refused: bool = False
     calculator: Literal["reused", "fresh"] = "reused"
     scheduler: str = "local"
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    slurm: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("max_force", "timeout_s", "batch_seconds"):
@@ -63,8 +97,16 @@ class LabelConfig:
             check_at_least(name, getattr(self, name), 0)
         if self.calculator not in ("reused", "fresh"):
             raise InputError(f"`calculator` is `{self.calculator}`; allowed are `reused` and `fresh`.")
-        if self.scheduler != "local" and "://" not in self.scheduler:
-            raise InputError(f"`scheduler` is `{self.scheduler}`; write `local` or an address like `tcp://host:8786`.")
+        if self.scheduler not in ("local", "slurm") and "://" not in self.scheduler:
+            raise InputError(
+                f"`scheduler` is `{self.scheduler}`; write `local`, `slurm` or an address like `tcp://host:8786`."
+            )
+        if self.tls.ca and not self.scheduler.startswith("tls://"):
+            raise InputError(f"`tls` has certificates, but `scheduler` is `{self.scheduler}` and no `tls://` address.")
+        if self.slurm and self.scheduler != "slurm":
+            raise InputError(f"`slurm` has options, but `scheduler` is `{self.scheduler}` and not `slurm`.")
+        if self.scheduler == "slurm" and self.workers == 0:
+            raise InputError("With `scheduler: slurm` say how many `workers` to ask for.")
 
 
 @dataclass(frozen=True)

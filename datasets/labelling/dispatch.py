@@ -6,6 +6,8 @@ import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from ...ase_calcs.errors import DistillaseError
 from ...ase_calcs.progress import ProgressTask
@@ -13,7 +15,7 @@ from ..structure import Structure
 from .blocks import pack
 from .parts import Ledger, Refusal, write_part
 from .pool import WorkerPool
-from .worker import BlockReport, Job, Marker, label_block, marker_path, read_marker
+from .worker import BlockReport, Job, Marker, begun, label_block, marker_path, read_marker
 
 # One block in work and one waiting, so that no worker waits for the client. Where one structure takes longer than a
 # batch, a wait of 10 ms is nothing, and a structure queued behind a long one would be the last to end.
@@ -21,6 +23,7 @@ _QUEUED_PER_WORKER = 2
 _BATCHES_PER_BLOCK = 3.0  # a block costs dask 8 ms in all; the worker writes a part after each batch of it anyway
 _UNEXPLAINED_PER_WORKER = 20  # deaths in a row, none of them with a structure in work, before the run gives up
 _GROWTH = 16.0  # blocks grow at most this much at a time while the teacher's speed is being learnt
+_LOOK_S = 0.5  # between two looks at what workers of a lost scheduler do
 _LEAST_SHARE = 0.1  # of a batch: towards the end blocks get smaller, so that all workers end together
 
 
@@ -47,8 +50,9 @@ class Dispatcher:
     """
 
     def __init__(self, pool: WorkerPool, job: Job, structures: Mapping[bytes, Structure], task: ProgressTask):
-        from distributed import as_completed
+        from distributed.client import ClosedClientError
 
+        self._closed = ClosedClientError
         self.pool, self.job, self.structures, self.task = pool, job, structures, task
         self.n_labelled = 0
         self.n_refused = 0
@@ -57,7 +61,8 @@ class Dispatcher:
         self._alone: deque[bytes] = deque()  # their worker died: tried again one by one
         self._attempts: dict[bytes, int] = {}
         self._submitted: dict[str, _Submitted] = {}  # by the future's key
-        self._completed = as_completed(loop=pool.client.loop)
+        self._orphans: list[_Submitted] = []  # their scheduler is gone; their workers may be at work
+        self._completed: SimpleQueue[Any] = SimpleQueue()
         self._run = secrets.token_hex(4)
         self._count = 0
         self._seconds_per_weight: float | None = None
@@ -66,10 +71,24 @@ class Dispatcher:
 
     def run(self) -> None:
         """Work until nothing is left."""
-        while self._waiting or self._alone or self._submitted:
-            self._fill()
-            future = next(self._completed)
-            block = self._submitted.pop(future.key)
+        while self._waiting or self._alone or self._submitted or self._orphans:
+            try:
+                self._fill()
+            except (OSError, self._closed):
+                self._reconnect()
+                continue
+            try:
+                future = self._completed.get(timeout=_LOOK_S)
+            except Empty:
+                self._settle_orphans()
+                continue
+            block = self._submitted.get(future.key)
+            if block is None:
+                continue  # of a scheduler that is gone
+            if future.status in ("cancelled", "lost"):
+                self._reconnect()
+                continue
+            del self._submitted[future.key]
             if future.status == "finished":
                 report = future.result()
             elif type(future.exception()).__name__ == "KilledWorker":
@@ -81,6 +100,23 @@ class Dispatcher:
                 self._done(block, report)
             else:
                 self._died(block)
+
+    def _reconnect(self) -> None:
+        """The scheduler is gone, and with it what it knew of the blocks; the labels are on the disk."""
+        self._orphans += self._submitted.values()
+        self._submitted.clear()
+        self.task.advance(0.0, "the scheduler is gone: waiting for one at its address")
+        self.pool.reconnect()
+
+    def _settle_orphans(self) -> None:
+        """Take up what workers of a lost scheduler have left. What one of them is still at is not begun again."""
+        waiting = []
+        for block in self._orphans:
+            if begun(self.job.labels_dir, block.name) == "at work":
+                waiting.append(block)
+            else:
+                self._put_back(self._left_of(block))
+        self._orphans = waiting
 
     def _fill(self) -> None:
         while (self._waiting or self._alone) and len(self._submitted) < self._places():
@@ -123,7 +159,7 @@ class Dispatcher:
             label_block, self.job, name, pack(structures, keys), key=f"label-{name}", pure=False
         )
         self._submitted[future.key] = _Submitted(name, tuple(keys), sum(_weight(s) for s in structures))
-        self._completed.add(future)
+        future.add_done_callback(self._completed.put)
 
     def _done(self, block: _Submitted, report: BlockReport) -> None:
         rate = max(report.seconds, 1e-6) / block.weight
@@ -143,9 +179,7 @@ class Dispatcher:
         """A worker died with this block: keep what it had written, single out the structure it was at."""
         self.pool.check_health()
         marker = read_marker(self.job.labels_dir, block.name)
-        written = Ledger.scan(self.job.labels_dir, self.job.stamp, pattern=f"{block.name}-*.npz")
-        self._count_up(len(written.labelled), len(written.refused))
-        left = [key for key in block.keys if key not in written.known()]
+        left = self._left_of(block)
         marker_path(self.job.labels_dir, block.name).unlink(missing_ok=True)
         if marker is None or marker.position < 0:
             # Not begun: it was queued behind another block of the worker that died.
@@ -155,8 +189,17 @@ class Dispatcher:
         elif (suspect := block.keys[marker.position]) in left:
             left.remove(suspect)
             self._judge(suspect, marker)
-        self._waiting.extendleft(reversed(left))
-        self._weight_waiting += sum(_weight(self.structures[key]) for key in left)
+        self._put_back(left)
+
+    def _left_of(self, block: _Submitted) -> list[bytes]:
+        """Count what its worker had written, and return the rest."""
+        written = Ledger.scan(self.job.labels_dir, self.job.stamp, pattern=f"{block.name}-*.npz")
+        self._count_up(len(written.labelled), len(written.refused))
+        return [key for key in block.keys if key not in written.known()]
+
+    def _put_back(self, keys: Sequence[bytes]) -> None:
+        self._waiting.extendleft(reversed(keys))
+        self._weight_waiting += sum(_weight(self.structures[key]) for key in keys)
 
     def _judge(self, key: bytes, marker: Marker) -> None:
         self._unexplained = 0

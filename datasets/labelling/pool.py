@@ -1,16 +1,17 @@
-"""Workers: single-threaded processes on this machine, or those of a dask scheduler that somebody else started."""
+"""Workers: single-threaded processes on this machine, or those of `remote.py`."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,11 @@ from typing import Any
 from ...ase_calcs.errors import DataError, DistillaseError, InputError, require
 from .config import LabelConfig
 from .process import BOOTSTRAP, QUIET_DASK, SINGLE_THREADED
+from .remote import connect, slurm_jobs
+from .worker import refuse_threads
 
 _START_TIMEOUT_S = 120.0
+_GONE_S = 600.0  # a scheduler may take that long to come back
 _GIVE_UP_AFTER = 4  # deaths in a row before a worker ever answered
 
 
@@ -34,11 +38,14 @@ class WorkerPool:
         `distributed.Client`.
     startup_seconds
         Until all workers had answered, s.
+    again
+        Makes another client of the same scheduler, where that is somebody else's.
     """
 
     client: Any
     startup_seconds: float
     local: _LocalWorkers | None = None
+    again: Callable[[], Any] | None = None
 
     @property
     def size(self) -> int:
@@ -49,6 +56,28 @@ class WorkerPool:
         """Raise if the workers cannot be kept alive."""
         if self.local is not None:
             self.local.check()
+
+    def reconnect(self) -> None:
+        """After the scheduler is gone: wait for one to answer at its address, minutes if need be.
+
+        Raises
+        ------
+        DistillaseError
+            There is none.
+        """
+        with suppress(Exception):
+            self.client.close(timeout=1)
+        deadline = time.monotonic() + _GONE_S
+        while self.again is not None and time.monotonic() < deadline:
+            try:
+                self.client = self.again()
+                return
+            except InputError:
+                time.sleep(1.0)
+        raise DistillaseError(
+            "The scheduler of the workers is gone. Every label that had been written is kept: start a scheduler and "
+            "workers, and repeat the command."
+        )
 
     def exit_text(self, pid: int) -> str:
         """How a worker process ended, where this process can know: "killed by signal 9"."""
@@ -84,9 +113,21 @@ def worker_pool(
     """
     require("distributed", extra="dask", purpose="label structures on several cores")
     start = time.perf_counter()
-    if config.scheduler != "local":
-        with _remote(config.scheduler) as client:
+    if config.scheduler == "slurm":
+        with slurm_jobs(config, scratch or Path.cwd()) as client:
+            _wait_for_workers(client, 1, None, math.inf)  # there is a queue
             yield WorkerPool(client, time.perf_counter() - start)
+        return
+    if config.scheduler != "local":
+        pool = WorkerPool(connect(config), 0.0, again=lambda: connect(config))
+        try:
+            _wait_for_workers(pool.client, 1, None)
+            for worker, threads in pool.client.nthreads().items():
+                refuse_threads(f"Worker {worker}", threads)
+            pool.startup_seconds = time.perf_counter() - start
+            yield pool
+        finally:
+            pool.client.close(timeout=5)
         return
     n_workers = config.workers or _usable_cores()
     with (
@@ -146,36 +187,16 @@ def _local_scheduler() -> Iterator[tuple[str, Any]]:
             cluster.close(timeout=5)
 
 
-@contextmanager
-def _remote(address: str) -> Iterator[Any]:
-    from distributed import Client
-
-    try:
-        client = Client(address, timeout=30, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise InputError(f"No dask scheduler answers at {address} ({error}). Is `dask scheduler` running?") from error
-    try:
-        _wait_for_workers(client, 1, None)
-        threaded = {worker: n for worker, n in client.nthreads().items() if n != 1}
-        if threaded:
-            worker, n = next(iter(threaded.items()))
-            raise InputError(
-                f"Worker {worker} runs {n} threads. Teachers and the watchdog need a process each: start workers with "
-                "`dask worker ADDRESS --nthreads 1 --nworkers CORES`."
-            )
-        yield client
-    finally:
-        client.close(timeout=5)
-
-
-def _wait_for_workers(client: Any, n_workers: int, local: _LocalWorkers | None) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
+def _wait_for_workers(
+    client: Any, n_workers: int, local: _LocalWorkers | None, seconds: float = _START_TIMEOUT_S
+) -> None:
+    deadline = time.monotonic() + seconds
     while len(client.nthreads()) < n_workers:
         if local is not None:
             local.check()
         if time.monotonic() > deadline:
             raise DistillaseError(
-                f"{len(client.nthreads())} of {n_workers} workers had reported after {_START_TIMEOUT_S:.0f} s. "
+                f"{len(client.nthreads())} of {n_workers} workers had reported after {seconds:.0f} s. "
                 + (local.last_words() if local is not None else "Start workers for this scheduler, then go on.")
             )
         time.sleep(0.02)

@@ -8,12 +8,14 @@ done; whoever finds one knows that the block was begun, and where it ended.
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +29,7 @@ from ase.calculators.calculator import (
     PropertyNotImplementedError,
 )
 
-from ...ase_calcs.errors import MissingDependency, TeacherError
+from ...ase_calcs.errors import DataError, InputError, MissingDependency, TeacherError
 from ...ase_calcs.teachers import make_teacher, parse_teacher
 from ...ase_calcs.teachers.base import TeacherCalculator
 from .blocks import Block
@@ -101,6 +103,26 @@ def read_marker(labels_dir: Path, name: str) -> Marker | None:
     return Marker(int(position), int(pid), content[_TEXT_AT:].decode(errors="replace").strip())
 
 
+def begun(labels_dir: Path, name: str) -> Literal["no", "at work", "left"]:
+    """How far a block has come whose worker cannot be asked any more.
+
+    ``"no"`` after it has been done, too; from now on nobody begins it any more. ``"at work"``: its worker lives.
+    ``"left"``: its worker is dead.
+    """
+    try:
+        os.close(os.open(marker_path(labels_dir, name), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644))
+        return "no"
+    except FileExistsError:
+        pass
+    with suppress(FileNotFoundError), open(marker_path(labels_dir, name), "rb") as marker:
+        try:
+            fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return "at work"
+        return "left"
+    return begun(labels_dir, name)  # done in this moment
+
+
 def label_block(job: Job, name: str, block: Block) -> BlockReport:
     """Label the structures of a block and write them as part files at least every `batch_seconds`.
 
@@ -114,10 +136,13 @@ def label_block(job: Job, name: str, block: Block) -> BlockReport:
         The structures.
     """
     start = time.perf_counter()
+    _check_place(job.labels_dir, job.stamp)
     try:
         marker = os.open(marker_path(job.labels_dir, name), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
     except FileExistsError:
         return BlockReport("died")
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(marker, fcntl.LOCK_EX)
     with os.fdopen(marker, "r+b", buffering=0) as file, _watched(file, job.config.timeout_s) as rearm:
         os.pwrite(marker, np.array([-1, os.getpid()], dtype=np.int64).tobytes(), 0)
         batch = _Batch(job, name, block)  # makes the teacher: a large model's loading is not a structure's time
@@ -128,6 +153,38 @@ def label_block(job: Job, name: str, block: Block) -> BlockReport:
         batch.write()
     marker_path(job.labels_dir, name).unlink()
     return BlockReport("done", batch.total_labelled, batch.total_refused, time.perf_counter() - start)
+
+
+@lru_cache(maxsize=16)
+def _check_place(labels_dir: Path, stamp: TeacherStamp) -> None:
+    """Once in every process: a worker may have come after those that `hello` was said to.
+
+    Raises
+    ------
+    DataError
+        It does not see the folder, has another version of the teacher, or runs blocks in several threads.
+    """
+    where = f"The worker on {os.uname().nodename}"
+    if not work_dir(labels_dir).is_dir():
+        raise DataError(f"{where} does not see {labels_dir}. Workers need a common file system.")
+    found = TeacherStamp.of(stamp.name)
+    if found != stamp:
+        raise DataError(
+            f"{where} has {found.describe()}, the run {stamp.describe()}. Install the same version everywhere."
+        )
+    from distributed import get_worker
+
+    with suppress(ValueError):  # not in a dask worker
+        refuse_threads(where, get_worker().state.nthreads)
+
+
+def refuse_threads(worker: str, threads: int) -> None:
+    """Raise `InputError` where a worker would run several blocks in one process."""
+    if threads != 1:
+        raise InputError(
+            f"{worker} runs {threads} threads. Teachers and the watchdog need a process each: start workers with "
+            "`dask worker ADDRESS --nthreads 1 --nworkers CORES`."
+        )
 
 
 @contextmanager
