@@ -199,6 +199,22 @@ class Dataset:
                 self._cache[name] = names[codes]
         return self._cache[name]
 
+    def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Some rows of an array in any order, as `array` gives them; where that is not in memory already, only what
+        lies between the first and the last of them is read, and not kept.
+
+        Raises
+        ------
+        DataError
+            As `array`.
+        """
+        raw = self._raw().arrays
+        first, last = (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
+        if name not in raw or name in self._cache or name in TEXT_FIELDS or 2 * (last - first) > raw[name].shape[0]:
+            return self.array(name)[rows]
+        values = self._read(name, slice(first, last))[rows - first]
+        return values.astype(np.int64) if values.dtype.kind in "iu" else values
+
     def _read(self, name: str, rows: slice) -> np.ndarray:
         try:
             return np.asarray(self._raw().arrays[name][rows])

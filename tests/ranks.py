@@ -12,7 +12,7 @@ import torch
 
 from distillase.ase_calcs.progress import SilentProgress
 from distillase.datasets.store import Dataset
-from distillase.training.batches import EdgeBudgetSampler, FrameTable
+from distillase.training.batches import EdgeBudgetSampler, FrameTable, SharedTable
 from distillase.training.config import EngineConfig, LossConfig, ModelConfig, TrainConfig
 from distillase.training.engine import make_engine
 from distillase.training.loop import LoopState, TrainLoop
@@ -31,20 +31,28 @@ CASES = {
     "single batches": ("float64", replace(BASE, accumulate=1, batch_frames=3)),
     "adamw": ("float64", replace(BASE, optimizer="adamw", lr=1e-4)),
     "float32": ("float32", BASE),
+    "bf16": ("float32", replace(BASE, precision="bf16")),
 }
 
 
-def follow(path: Path, world: World, name: str, zero: int) -> dict[str, np.ndarray]:
-    """Weights, their average, validation sums and norms after some steps; 13 frames make the last batches uneven."""
+def make_tables(path: Path, world: World, folder: Path, dtype: str) -> list[FrameTable | SharedTable]:
+    """For training and validation; 13 frames of training make the last batches uneven."""
+    with Dataset(path) as data:
+        settings = {"cutoff": MODEL.cutoff, "dtype": getattr(torch, dtype)}
+        parts = (np.arange(13), np.arange(13, 20))
+        if world.size == 1:
+            return [FrameTable(data, frames, **settings) for frames in parts]
+        return [SharedTable(data, frames, world, folder / "frames", **settings) for frames in parts]
+
+
+def follow(path: Path, world: World, name: str, zero: int, folder: Path) -> dict[str, np.ndarray]:
+    """Weights, their average, validation sums and norms after some steps."""
     dtype, config = CASES[name]
     config = replace(config, engine=EngineConfig(zero=zero))
     model = replace(MODEL, dtype=dtype)
-    with Dataset(path) as data:
-        tables = [
-            FrameTable(data, frames, cutoff=MODEL.cutoff, dtype=getattr(torch, dtype))
-            for frames in (np.arange(13), np.arange(13, 20))
-        ]
-    task = PotentialTask(prepare_potential(model, (1, 6, 8), tables[0], seed=world.rank), LossConfig(angle=1.0))
+    tables = make_tables(path, world, folder, dtype)
+    potential = prepare_potential(model, (1, 6, 8), tables[0], seed=world.rank)
+    task = PotentialTask(potential, LossConfig(angle=1.0), precision=config.precision)
     engine = make_engine(task, config, tables[0].batch([0, 1]), world)
     average = ExponentialAverage(task, 0.9)
     sampler = EdgeBudgetSampler(tables[0].edge_counts, batch_edges=90, batch_frames=config.batch_frames, seed=3)
@@ -80,11 +88,7 @@ def learn(path: Path, folder: Path, world: World, zero: int, stop: int = 0) -> n
         CASES["adamw"][1], max_epochs=6, validate_every=1, checkpoint_seconds=0.0, ema=0.9,
         engine=EngineConfig(zero=zero),
     )  # fmt: skip
-    with Dataset(path) as data:
-        tables = [
-            FrameTable(data, frames, cutoff=MODEL.cutoff, dtype=torch.float64)
-            for frames in (np.arange(13), np.arange(13, 20))
-        ]
+    tables = make_tables(path, world, folder, "float64")
     model = replace(MODEL, dtype="float64")
     task = PotentialTask(prepare_potential(model, (1, 6, 8), tables[0], seed=world.rank), LossConfig())
     engine = make_engine(task, config, tables[0].batch([0, 1]), world)
@@ -105,10 +109,21 @@ def learn(path: Path, folder: Path, world: World, zero: int, stop: int = 0) -> n
 def main(path: str, out: str) -> None:
     """Every case on every engine, and trainings that end or begin with another number of processes."""
     torch.set_num_threads(1)
+    rows: list[int] = []
+    whole = Dataset._read
+
+    def counted(self: Dataset, name: str, part: slice) -> np.ndarray:
+        values = whole(self, name, part)
+        rows.append(len(values) if name == "forces" else 0)
+        return values
+
+    Dataset._read = counted  # type: ignore[method-assign]
     with join_world() as world:
+        make_tables(Path(path), world, Path(out), "float32")
+        np.save(Path(out) / f"rows-rank{world.rank}.npy", sum(rows))
         for zero in (0, 1, 2):
             for name in CASES:
-                found = follow(Path(path), world, name, zero)
+                found = follow(Path(path), world, name, zero, Path(out))
                 np.savez(Path(out) / f"{name}-zero{zero}-rank{world.rank}.npz", **found)
             learn(Path(path), Path(out) / f"two-then-one-{zero}", world, zero, stop=5)
             weights = learn(Path(path), Path(out) / f"one-then-two-{zero}", world, zero)

@@ -18,7 +18,7 @@ from ranks import CASES, MODEL, follow, learn
 from test_training import frames
 
 from distillase.ase_calcs.errors import InputError
-from distillase.datasets.store import write_dataset
+from distillase.datasets.store import Dataset, write_dataset
 from distillase.training.batches import share
 from distillase.training.config import EngineConfig, SplitConfig, TrainConfig
 from distillase.training.engine import make_engine
@@ -60,16 +60,25 @@ def two_ranks(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_take_the_steps_of_one(name: str, zero: int, dataset: Path, two_ranks: Path) -> None:
     """Weights, their average, the norms of the gradients and the validation, after 50 steps with uneven batches."""
     torch.set_num_threads(1)
-    alone = follow(dataset, World(), name, 0)
+    alone = follow(dataset, World(), name, 0, two_ranks)
     ranks = [np.load(two_ranks / f"{name}-zero{zero}-rank{rank}.npz") for rank in range(2)]
-    tolerance = 1e-10 if CASES[name][0] == "float64" else 1e-5
+    # Products of bfloat16 have eight bits: the order of a sum may move the last of them.
+    tolerance = 2**-8 if name == "bf16" else 1e-10 if CASES[name][0] == "float64" else 1e-5
     alone.pop("optimizer numbers")
     for key, expected in alone.items():
         np.testing.assert_array_equal(ranks[0][key], ranks[1][key])
-        close = 1e-6 if key == "norms" and zero else tolerance  # DeepSpeed sums norms in float32
+        close = max(tolerance, 1e-6) if key == "norms" and zero else tolerance  # DeepSpeed sums norms in float32
         np.testing.assert_allclose(ranks[0][key], expected, rtol=close, atol=close, err_msg=key)
     assert np.abs(alone["norms"]).max() > 0.02  # so that clipping at 0.02 does something
     assert np.ptp(alone["weights"] - alone["average"]) > 1e-6
+
+
+def test_no_process_reads_the_whole_dataset(dataset: Path, two_ranks: Path) -> None:
+    with Dataset(dataset) as data:
+        atoms = data.n_atoms
+    read = [int(np.load(two_ranks / f"rows-rank{rank}.npy")) for rank in range(2)]
+    assert sum(read) == atoms
+    assert max(read) < 0.6 * atoms
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2])
@@ -136,7 +145,7 @@ def test_the_plan_is_what_engines_then_keep(dataset: Path, two_ranks: Path) -> N
     """The optimizer's numbers, at one process and at two, whole and divided; ZeRO pads to a few more."""
     config = CASES["adamw"][1]
     measured = measure(dataset, replace(MODEL, dtype="float64"), config, SplitConfig(by="frame"))
-    alone = follow(dataset, World(), "adamw", 0)
+    alone = follow(dataset, World(), "adamw", 0, two_ranks)
     assert measured.optimizer == int(alone["optimizer numbers"]) == 2 * measured.weights == 2 * len(alone["weights"])
     assert measured.frames == 17
     for need in plan(measured, config, 2):

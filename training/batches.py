@@ -1,12 +1,17 @@
 """Frames in memory as flat tensors, and batches filled by edges.
 
-Neighbour lists of training frames never change, so they are computed once; a batch is then a handful of slices.
+Neighbour lists of training frames never change, so they are computed once; a batch is then a handful of slices. Where
+several processes train together, each of them prepares a part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +22,11 @@ from ..ase_calcs.neighbors import neighbor_list
 from ..ase_calcs.progress import Progress, SilentProgress
 from ..datasets.store import Dataset
 from .world import World
+
+_PER_ATOM = ("numbers", "positions", "forces", "charges")
+_SHIFTED = ("edges", "system")  # count atoms and structures of their batch
+_FRAMES_AT_ONCE = 64
+_SEEN_AFTER_S = 20.0  # of a network file system
 
 
 @dataclass(frozen=True)
@@ -105,24 +115,56 @@ class FrameTable:
         # Row numbers of all atoms of the chosen frames, in order.
         atoms = np.concatenate([np.arange(offsets[f], offsets[f + 1]) for f in frames]) if len(frames) else frames
         self.atom_offsets = np.concatenate([[0], np.cumsum(n_atoms)])
+        positions, cells, pbc = (
+            dataset.rows(n, i) for n, i in (("positions", atoms), ("cell", frames), ("pbc", frames))
+        )
+
+        def tensor(name: str, rows: np.ndarray, kind: torch.dtype) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(dataset.rows(name, rows))).to(kind)
+
         self._columns: dict[str, Tensor] = {
-            "numbers": torch.from_numpy(np.ascontiguousarray(dataset.numbers[atoms])),
-            "positions": torch.from_numpy(np.ascontiguousarray(dataset.positions[atoms])).to(dtype),
-            "forces": torch.from_numpy(np.ascontiguousarray(dataset.forces[atoms])).to(dtype),
-            "energy": torch.from_numpy(np.ascontiguousarray(dataset.energy[frames])).double(),
-            "charge": torch.from_numpy(np.ascontiguousarray(dataset.charge[frames])).to(dtype),
-            "multiplicity": torch.from_numpy(np.ascontiguousarray(dataset.multiplicity[frames])).to(dtype),
-            "volume": torch.from_numpy(np.abs(np.linalg.det(dataset.cell[frames]))).to(dtype),
+            "numbers": tensor("numbers", atoms, torch.int64),
+            "positions": torch.from_numpy(np.ascontiguousarray(positions)).to(dtype),
+            "forces": tensor("forces", atoms, dtype),
+            "energy": tensor("energy", frames, torch.float64),
+            "charge": tensor("charge", frames, dtype),
+            "multiplicity": tensor("multiplicity", frames, dtype),
+            "volume": torch.from_numpy(np.abs(np.linalg.det(cells))).to(dtype),
         }
         if "charges" in labels:
-            self._columns["charges"] = torch.from_numpy(np.ascontiguousarray(dataset.charges[atoms])).to(dtype)
+            self._columns["charges"] = tensor("charges", atoms, dtype)
         if "dipole" in labels:
-            self._columns["dipole"] = torch.from_numpy(np.ascontiguousarray(dataset.dipole[frames])).to(dtype)
+            self._columns["dipole"] = tensor("dipole", frames, dtype)
         if "stress" in labels:
             self._columns["stress"] = _stress_tensors(dataset, frames, dtype)
-        self._per_atom = {"numbers", "positions", "forces", "charges"}
         self._refuse_missing(frames)
-        self._find_edges(dataset, frames, cutoff, dtype, progress or SilentProgress())
+        self._find_edges(positions, cells, pbc, cutoff, dtype, progress or SilentProgress())
+
+    @classmethod
+    def load(cls, folder: Path) -> FrameTable:
+        """What `save` has written, mapped: its pages are read when they are needed, once for all processes."""
+        table = cls.__new__(cls)
+        paths = {path.stem: path for path in folder.glob("*.npy")}
+        # What is empty cannot be mapped.
+        arrays = {n: np.load(p, mmap_mode="c" if p.stat().st_size > 4096 else None) for n, p in paths.items()}
+        table.atom_offsets, table.edge_offsets = arrays.pop("atom_offsets"), arrays.pop("edge_offsets")
+        table._edges, table._vectors = (torch.from_numpy(arrays.pop(name)) for name in ("edges", "vectors"))
+        table._columns = {name: torch.from_numpy(arrays[name]) for name in sorted(arrays)}
+        return table
+
+    def save(self, folder: Path) -> None:
+        """Write it as a folder of arrays; either all of it is there afterwards or nothing."""
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        temporary.mkdir(parents=True)
+        arrays = {name: column.numpy() for name, column in self._columns.items()}
+        arrays |= {"atom_offsets": self.atom_offsets, "edge_offsets": self.edge_offsets}
+        arrays |= {"edges": self._edges.numpy(), "vectors": self._vectors.numpy()}
+        for name, array in arrays.items():
+            with (temporary / f"{name}.npy").open("wb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.rename(folder)
 
     def __len__(self) -> int:
         return len(self.atom_offsets) - 1
@@ -151,7 +193,7 @@ class FrameTable:
         edge_slices = [slice(self.edge_offsets[k], self.edge_offsets[k + 1]) for k in chosen]
         index = torch.from_numpy(chosen)
         for name, column in self._columns.items():
-            if name in self._per_atom:
+            if name in _PER_ATOM:
                 columns[name] = torch.cat([column[s] for s in atom_slices])
             else:
                 columns[name] = column[index]
@@ -189,10 +231,17 @@ class FrameTable:
         """(F,) float64, eV."""
         return self._columns["energy"]
 
-    @property
-    def forces(self) -> Tensor:
-        """(A, 3), eV/Å."""
-        return self._columns["forces"]
+    def force_scale(self) -> float:
+        """Root mean square of all components of all forces, eV/Å."""
+        return float(self._columns["forces"].double().square().mean().sqrt())
+
+    def over_frames(self, function: Callable[[Batch], Tensor], width: int) -> Tensor:
+        """(F, width) float64: what `function` says of a batch, (B, width), for all frames."""
+        found = torch.zeros(len(self), width, dtype=torch.float64)
+        for first in range(0, len(self), _FRAMES_AT_ONCE):
+            chosen = np.arange(first, min(first + _FRAMES_AT_ONCE, len(self)))
+            found[chosen] = function(self.batch(chosen)).double()
+        return found
 
     def _refuse_missing(self, frames: np.ndarray) -> None:
         for name in ("energy", "forces", "charges", "dipole"):
@@ -200,7 +249,7 @@ class FrameTable:
             if column is None or bool(torch.isfinite(column).all()):
                 continue
             bad = (~torch.isfinite(column)).reshape(len(column), -1).any(dim=1).numpy().nonzero()[0]
-            frame = np.searchsorted(self.atom_offsets, bad, side="right") - 1 if name in self._per_atom else bad
+            frame = np.searchsorted(self.atom_offsets, bad, side="right") - 1 if name in _PER_ATOM else bad
             n_bad, first = len(set(frame.tolist())), frames[frame[0]]
             raise DataError(
                 f"{n_bad} of {len(self)} frames have no `{name}` (first: frame {first} of the dataset). Label them, "
@@ -208,15 +257,20 @@ class FrameTable:
             )
 
     def _find_edges(
-        self, dataset: Dataset, frames: np.ndarray, cutoff: float, dtype: torch.dtype, progress: Progress
+        self,
+        positions: np.ndarray,
+        cells: np.ndarray,
+        pbc: np.ndarray,
+        cutoff: float,
+        dtype: torch.dtype,
+        progress: Progress,
     ) -> None:
         edges, vectors, counts = [], [], [0]
-        offsets, positions, cells, pbc = dataset.offsets, dataset.positions, dataset.cell, dataset.pbc
-        with progress.task("neighbour lists", len(frames)) as bar:
-            for frame in frames:
-                x = positions[offsets[frame] : offsets[frame + 1]]
-                i, j, shifts = neighbor_list(x, cells[frame], pbc[frame], cutoff)
-                r = x[j] - x[i] + shifts @ np.where(pbc[frame][:, None], cells[frame], 0.0)
+        with progress.task("neighbour lists", len(self)) as bar:
+            for k, (cell, periodic) in enumerate(zip(cells, pbc, strict=True)):
+                x = positions[self.atom_offsets[k] : self.atom_offsets[k + 1]]
+                i, j, shifts = neighbor_list(x, cell, periodic, cutoff)
+                r = x[j] - x[i] + shifts @ np.where(periodic[:, None], cell, 0.0)
                 edges.append(np.stack([i, j]).astype(np.int32))
                 vectors.append(r)
                 counts.append(len(i))
@@ -226,9 +280,118 @@ class FrameTable:
         self._vectors = torch.from_numpy(np.concatenate(vectors) if vectors else np.zeros((0, 3))).to(dtype)
 
 
+class SharedTable:
+    """A `FrameTable` that the processes of a world make together, and none of them holds in its own memory.
+
+    Each reads and prepares a part, writes it beside the run, and maps the parts of all: whatever one process reads of
+    them is there for the others of its machine. After a restart the parts are found again.
+
+    Parameters
+    ----------
+    dataset, frames, cutoff, labels, dtype, progress
+        As for `FrameTable`.
+    world
+        The processes.
+    folder
+        Seen by all of them. A process that does not see the part of another prepares that part itself.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        frames: Sequence[int] | np.ndarray,
+        world: World,
+        folder: Path,
+        *,
+        cutoff: float,
+        labels: Sequence[str] = (),
+        dtype: torch.dtype = torch.float32,
+        progress: Progress | None = None,
+    ) -> None:
+        self.world = world
+        frames = np.asarray(frames, dtype=np.int64)
+        shares = np.array_split(frames, world.size)
+        described = repr((dataset.content_hash, frames.tobytes(), cutoff, tuple(labels), str(dtype), world.size))
+        folder = folder / hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
+
+        def prepare(rank: int) -> FrameTable:
+            return FrameTable(dataset, shares[rank], cutoff=cutoff, labels=labels, dtype=dtype, progress=progress)
+
+        refused: DataError | None = None
+        mine = folder / str(world.rank)
+        if not mine.is_dir():
+            try:
+                prepare(world.rank).save(mine)
+            except DataError as error:
+                refused = error
+        if world.largest(float(refused is not None)):
+            raise refused or DataError("Another process could not use its part of the dataset; its message says why.")
+        # A file system of several machines may show what another has written a little later.
+        deadline = time.monotonic() + _SEEN_AFTER_S
+        while not all((folder / str(rank)).is_dir() for rank in range(world.size)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        here = [folder / str(rank) for rank in range(world.size)]
+        self._parts = [FrameTable.load(path) if path.is_dir() else prepare(rank) for rank, path in enumerate(here)]
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self._parts])])
+        self._edge_counts = np.concatenate([part.edge_counts for part in self._parts])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def edge_counts(self) -> np.ndarray:
+        """See `FrameTable`."""
+        return self._edge_counts
+
+    @property
+    def energy(self) -> Tensor:
+        """See `FrameTable`."""
+        return torch.cat([part.energy for part in self._parts])
+
+    def batch(self, chosen: Sequence[int] | np.ndarray) -> Batch:
+        """See `FrameTable`; frames of one part stay together."""
+        chosen = np.asarray(chosen)
+        part_of = np.searchsorted(self._starts, chosen, side="right") - 1
+        return joined([self._parts[p].batch(chosen[part_of == p] - self._starts[p]) for p in np.unique(part_of)])
+
+    def compositions(self, elements: Sequence[int]) -> np.ndarray:
+        """See `FrameTable`."""
+        return np.concatenate([part.compositions(elements) for part in self._parts])
+
+    def closest_distances(self, elements: Sequence[int]) -> Tensor:
+        """See `FrameTable`; each process looks at its part."""
+        return self.world.smallest(self._parts[self.world.rank].closest_distances(elements))
+
+    def force_scale(self) -> float:
+        """See `FrameTable`; each process looks at its part."""
+        forces = self._parts[self.world.rank]._columns["forces"].double()
+        squares = self.world.sum(torch.tensor([float(forces.square().sum()), forces.numel()], dtype=torch.float64))
+        return float((squares[0] / squares[1]).sqrt())
+
+    def over_frames(self, function: Callable[[Batch], Tensor], width: int) -> Tensor:
+        """See `FrameTable`; each process looks at its part."""
+        found = torch.zeros(len(self), width, dtype=torch.float64)
+        first, last = self._starts[self.world.rank : self.world.rank + 2]
+        found[first:last] = self._parts[self.world.rank].over_frames(function, width)
+        return self.world.sum(found)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all their structures, in order."""
+    if len(batches) == 1:
+        return batches[0]
+    columns = {name: [] for name in batches[0].tensors()}  # type: dict[str, list[Tensor]]
+    atoms = systems = 0
+    for batch in batches:
+        for name, tensor in batch.tensors().items():
+            columns[name].append(tensor + (atoms if name == "edges" else systems) if name in _SHIFTED else tensor)
+        atoms, systems = atoms + len(batch.numbers), systems + len(batch.energy)
+    return Batch(**{name: torch.cat(parts, dim=1 if name == "edges" else 0) for name, parts in columns.items()})
+
+
 def _stress_tensors(dataset: Dataset, frames: np.ndarray, dtype: torch.dtype) -> Tensor:
     """(F, 3, 3) from ASE's Voigt order; NaN stays NaN (a molecule among periodic frames)."""
-    voigt = np.asarray(dataset.stress)[frames]
+    voigt = dataset.rows("stress", frames)
     full = voigt[:, [[0, 5, 4], [5, 1, 3], [4, 3, 2]]]
     return torch.from_numpy(np.ascontiguousarray(full)).to(dtype)
 

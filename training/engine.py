@@ -28,9 +28,11 @@ class Engine(Protocol):
     world: World
     task: Task
 
-    def step(self, batches: Sequence[TaskBatch], lr: float) -> tuple[Tensor, float]:
+    def step(self, batches: Sequence[TaskBatch], lr: float, counts: Tensor | None = None) -> tuple[Tensor, float]:
         """One optimizer step over this process's batches (maybe none) and those of the others; the sums (see
         `Task.sum_names`) and the norm of the gradient, both over all of them.
+
+        `counts` are those of the step on all processes, where they are known; else the processes add up theirs.
         """
         ...
 
@@ -85,13 +87,13 @@ class TorchEngine:
         task.train()
         self._forward: nn.Module = CompiledStep(task, example.to(self.device).tensors()) if self.compiled else task
 
-    def step(self, batches: Sequence[TaskBatch], lr: float) -> tuple[Tensor, float]:
+    def step(self, batches: Sequence[TaskBatch], lr: float, counts: Tensor | None = None) -> tuple[Tensor, float]:
         """See `Engine.step`."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.task.train()
         self.optimizer.zero_grad(set_to_none=True)
-        counts = global_counts(self.task, batches, self.world).to(self.device)
+        counts = (global_counts(self.task, batches, self.world) if counts is None else counts).to(self.device)
         total = torch.zeros_like(counts)
         trained = [p for p in self.task.parameters() if p.requires_grad]
         full = ""
@@ -103,23 +105,34 @@ class TorchEngine:
                 total += sums
         except (MemoryError, RuntimeError) as error:
             full = _told_to_be_full(error)
-        refuse_full(full, self.world)
-        self._sum_gradients(trained)
+        total = self._gather(total, trained, full)
         parameters = [p for p in trained if p.grad is not None]
         largest = self.config.clip if self.config.clip > 0 else math.inf
         norm = float(nn.utils.clip_grad_norm_(parameters, largest))
-        self.world.sum(total)
         refuse_non_finite(float(total[self.task.sum_names.index("loss")]), norm)
         self.optimizer.step()
         return total, norm
 
-    def _sum_gradients(self, trained: list[nn.Parameter]) -> None:
+    def _gather(self, total: Tensor, trained: list[nn.Parameter], full: str) -> Tensor:
+        """Sum gradients and sums over all processes, in one go.
+
+        Raises
+        ------
+        OutOfMemory
+            On all of them if one has run out of it.
+        """
         if self.world.size == 1:
-            return
+            if full:
+                raise OutOfMemory(full)
+            return total
         flat = torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in trained])
-        self.world.sum(flat)
+        report = torch.cat([total, total.new_tensor([float(bool(full))])])
+        self.world.sum_together(flat, report)
+        if report[-1] > 0:
+            raise OutOfMemory(full or "out of memory on another process")
         for p, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
             p.grad = part.view_as(p)
+        return report[:-1]
 
     def evaluate(self, batches: Sequence[TaskBatch]) -> Tensor:
         """See `Engine.evaluate`."""

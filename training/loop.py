@@ -26,6 +26,8 @@ from .optimizers import ExponentialAverage, Schedule
 from .task import TaskTable
 from .world import World
 
+_CLOCK_S = 0.1
+
 
 @dataclass
 class LoopState:
@@ -81,6 +83,8 @@ class TrainLoop:
         Of dataset, split, model and recipe; a checkpoint with another one is refused.
     spent
         Seconds this call has spent already (reading, compiling); they count towards `TrainConfig.minutes`.
+    largest_batch
+        Edges that memory is known to hold, where that is less than the recipe's budget; 0 where it is not.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class TrainLoop:
         fingerprint: str,
         progress: Progress,
         spent: float = 0.0,
+        largest_batch: int = 0,
     ) -> None:
         self.engine, self.training, self.validation = engine, training, validation
         self.config, self.folder, self.fingerprint, self.progress = config, folder, fingerprint, progress
@@ -103,11 +108,15 @@ class TrainLoop:
         self.sampler = EdgeBudgetSampler(training.edge_counts, **budget)
         self.schedule = Schedule(config)
         self.ema = ExponentialAverage(engine.task, config.ema) if config.ema > 0 else None
-        self.state = LoopState(sums=torch.zeros(len(engine.task.sum_names), dtype=torch.float64))
+        self.state = LoopState(
+            sums=torch.zeros(len(engine.task.sum_names), dtype=torch.float64), largest_batch=largest_batch
+        )
+        self._counts = engine.task.counts_of_frames(training) if self.world.size > 1 else None
         self._loss = engine.task.sum_names.index("loss")
         self._spent = spent
         self._clock = 0.0
         self._saved_at = 0.0
+        self._stride, self._steps_since = 1, 0  # between two looks at the clock
         self._asked_to_stop = self._stopping = False  # this process; any of them
 
     def run(self, after_step: Callable[[LoopState], None] | None = None) -> LoopState:
@@ -184,21 +193,33 @@ class TrainLoop:
         state.sums += sums.cpu()
         state.step += 1
         state.steps_summed += 1
-        self._read_clock()
+        self._read_clock(now=False)
 
     def _engine_step(self, chosen: list[np.ndarray], lr: float) -> Tensor:
         """One step; where memory runs out, again with batches of half as many edges, as all later ones then are."""
         state = self.state
+        counts = None if self._counts is None else self._counts[np.concatenate(chosen)].sum(dim=0)
         while True:
             mine = self.sampler.of_rank(chosen, self.world, state.largest_batch)
             try:
-                return self.engine.step([self.training.batch(frames) for frames in mine], lr)[0]
+                return self.engine.step([self.training.batch(frames) for frames in mine], lr, counts)[0]
             except OutOfMemory as error:
                 state.largest_batch = halved(mine, chosen, self.sampler.edge_counts, self.world, error, self.progress)
 
-    def _read_clock(self) -> None:
-        """By the first process's clock: learning rate, end and checkpoints are the same on all."""
+    def _read_clock(self, *, now: bool = True) -> None:
+        """By the first process's clock: learning rate, end and checkpoints are the same on all.
+
+        Several processes need a message for that. Unless it has to be `now` they exchange one about every
+        `_CLOCK_S`, after a number of steps that follows from the clock they have agreed on.
+        """
+        self._steps_since += 1
+        if self.world.size > 1 and not now and self._steps_since < self._stride:
+            return
+        before = self.state.seconds
         self.state.seconds, self._stopping = self.world.agree(time.monotonic() - self._clock, self._asked_to_stop)
+        step_seconds = (self.state.seconds - before) / self._steps_since
+        self._stride = int(min(max(_CLOCK_S / max(step_seconds, 1e-4), 1), 100))
+        self._steps_since = 0
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -298,7 +319,8 @@ class TrainLoop:
         if self.ema is not None:
             self.ema.load_state_dict(found["ema"])
         self.schedule.load_state_dict(found["schedule"])
-        self.state = LoopState(**found["loop"])
+        fits = [edges for edges in (self.state.largest_batch, found["loop"]["largest_batch"]) if edges]
+        self.state = LoopState(**found["loop"] | {"largest_batch": min(fits, default=0)})
         return True
 
 

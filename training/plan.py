@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..datasets.splits import split_indices
 from ..datasets.store import Dataset
 from .batches import EdgeBudgetSampler, FrameTable, share
 from .config import ModelConfig, SplitConfig, TrainConfig
 from .engine import TorchEngine
+from .memory import step_bytes
 from .run import prepare_potential
 from .task import PotentialTask
 from .world import World
@@ -39,9 +38,9 @@ class Measured:
     bytes_per_number
         Of both.
     activations
-        Bytes kept between forward and backward pass by the largest batch.
+        Bytes that a step of the largest batch takes beyond the rest.
     table
-        Bytes of all training frames with their neighbours.
+        Bytes of all training frames with their neighbours. Several processes prepare a part each, and map the others'.
     frames
         In the training set.
     edges
@@ -109,7 +108,7 @@ def measure(
     )
     batches = sampler.epoch(0)
     largest = max(batches, key=lambda chosen: int(table.edge_counts[chosen].sum()))
-    activations = _kept(task, table.batch(largest))
+    activations = round(step_bytes(task, table.batch(largest), compiled=engine.compiled))
     timed, seconds, edges = (batches * TIMED)[: TIMED + 2], 0.0, 0
     for number, chosen in enumerate(timed):
         began = time.perf_counter()
@@ -154,7 +153,7 @@ def plan(measured: Measured, training: TrainConfig, processes: int) -> list[Need
         Need(
             zero=zero, weights=size, gradients=-(-size // w) if zero == 2 else size,
             optimizer=divided if zero else m.optimizer * m.bytes_per_number, average=size if training.ema else 0,
-            activations=m.activations, table=m.table, message=message, frames=frames, edges=mean,
+            activations=m.activations, table=-(-m.table // w), message=message, frames=frames, edges=mean,
             imbalance=float(busiest / mean), epoch=float(epoch),
         )
         for zero in ((0, 1, 2) if w > 1 else (0,))
@@ -165,22 +164,3 @@ def optimizer_numbers(optimizer: Any) -> int:
     """How many numbers an optimizer keeps on this process, its count of steps aside."""
     kept = [value for state in optimizer.state.values() for value in state.values()]
     return sum(value.numel() for value in kept if torch.is_tensor(value) and value.ndim > 0)
-
-
-def _kept(task: PotentialTask, batch: Any) -> int:
-    """Bytes of all tensors that a forward pass keeps for the backward pass, each counted once."""
-    seen: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    kept: Sequence[Any]
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        batch = batch.to(task.network.device)
-        kept = task(batch.tensors(), task.counts(batch).to(task.network.device))
-    del kept
-    for p in task.parameters():
-        seen.pop(p.untyped_storage().data_ptr(), None)
-    return sum(seen.values())

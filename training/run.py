@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -24,18 +25,20 @@ from ..ase_calcs.potential import ModelHeader, Potential
 from ..ase_calcs.progress import Progress, SilentProgress
 from ..datasets.splits import split_indices
 from ..datasets.store import Dataset
-from .batches import FrameTable
+from .batches import Batch, FrameTable, SharedTable
 from .checkpoint import remove_checkpoints
 from .config import ModelConfig, SplitConfig, TrainConfig
 from .engine import make_engine
 from .inherit import inherit
 from .loop import TrainLoop, evaluate_table
+from .memory import fitting_edges
 from .metrics import INDEX, figures
 from .task import PotentialTask
 from .world import World, join_world
 
 MODEL = "model.safetensors"
 SPLITS = "splits.json"
+FRAMES = "frames"  # prepared by several processes for each other, while they train
 
 
 @dataclass(frozen=True)
@@ -131,27 +134,36 @@ def _train(
         )
     started = time.monotonic()
     dtype = DTYPES[model.dtype]
-    elements = tuple(sorted({int(z) for z in np.unique(data.numbers)}))
+    elements = _elements(data, world)
     labels = tuple(name for name in ("stress", "charges", "dipole") if getattr(training.loss, name) > 0)
-    tables = {
-        name: FrameTable(data, parts[name], cutoff=model.cutoff, labels=labels, dtype=dtype, progress=progress)
-        for name in ("train", "validation")
-    }
+
+    def table(part: str) -> FrameTable | SharedTable:
+        settings: dict[str, Any] = {
+            "cutoff": model.cutoff, "labels": labels, "dtype": dtype, "progress": progress,
+        }  # fmt: skip
+        if world.size == 1:
+            return FrameTable(data, parts[part], **settings)
+        return SharedTable(data, parts[part], world, run_dir / FRAMES, **settings)
+
+    tables = {name: table(name) for name in ("train", "validation")}
     potential = prepare_potential(model, elements, tables["train"], seed=seed).to(world.device(training.engine.device))
     task = PotentialTask(potential, training.loss, precision=training.precision)
     fingerprint = _fingerprint(data.content_hash, parts, model, training, seed)
     if training.compile != "off":
         progress.say("preparing the training step (compiling it takes a minute or two where that pays)")
     engine = make_engine(task, training, tables["train"].batch(np.arange(min(2, len(tables["train"])))), world)
+    fitting = fitting_edges(
+        task, tables["train"], training.batch_edges, training.batch_frames, world, progress,
+        compiled=getattr(engine, "compiled", False),
+    )  # fmt: skip
     loop = TrainLoop(
-        engine, tables["train"], tables["validation"], training, run_dir,
+        engine, tables["train"], tables["validation"], training, run_dir, largest_batch=fitting,
         seed=seed, fingerprint=fingerprint, progress=progress, spent=time.monotonic() - started,
     )  # fmt: skip
     state = loop.run()
     metrics = {"validation": state.best_figures}
     if len(parts.get("test", ())):
-        test = FrameTable(data, parts["test"], cutoff=model.cutoff, labels=labels, dtype=dtype, progress=progress)
-        sums, _ = evaluate_table(engine, test, training, state.largest_evaluated, progress)
+        sums, _ = evaluate_table(engine, table("test"), training, state.largest_evaluated, progress)
         metrics["test"] = figures(sums) | {"loss": float(sums[INDEX["loss"]])}
     potential.header = _header(data, metrics)
     path = run_dir / MODEL
@@ -159,6 +171,7 @@ def _train(
         save_model(path, potential)
         _write_json(run_dir / SPLITS, {name: indices.tolist() for name, indices in parts.items()})
         remove_checkpoints(run_dir)
+        shutil.rmtree(run_dir / FRAMES, ignore_errors=True)
     world.wait()  # nobody goes on to use a file that is not there yet
     return TrainResult(path, metrics, parts, state.epoch, state.step, state.seconds)
 
@@ -177,7 +190,16 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 << 20)
 
 
-def prepare_potential(model: ModelConfig, elements: tuple[int, ...], table: FrameTable, *, seed: int) -> Potential:
+def _elements(data: Dataset, world: World) -> tuple[int, ...]:
+    """Atomic numbers in the whole dataset; each process looks at a part."""
+    there = torch.zeros(256, dtype=torch.float64)
+    there[np.unique(data.rows("numbers", np.array_split(np.arange(data.n_atoms), world.size)[world.rank]))] = 1.0
+    return tuple(world.sum(there).nonzero().flatten().tolist())
+
+
+def prepare_potential(
+    model: ModelConfig, elements: tuple[int, ...], table: FrameTable | SharedTable, *, seed: int
+) -> Potential:
     """A network with fresh weights whose constants are fitted to the training frames.
 
     Atomic reference energies by least squares, the energy scale from the forces, and the closest distances of every
@@ -195,25 +217,25 @@ def prepare_potential(model: ModelConfig, elements: tuple[int, ...], table: Fram
             closest = torch.minimum(closest, short_range.closest_distances().double())
     else:
         potential.atomic_energies.copy_(reference_energies(table, elements))
-        potential.energy_scale.fill_(max(float(table.forces.double().square().mean().sqrt()), 1e-3))
+        potential.energy_scale.fill_(max(table.force_scale(), 1e-3))
     if isinstance(short_range, ShortRange):
         short_range.set_closest_distances(closest)
     return potential
 
 
-def _energies(potential: Potential, table: FrameTable) -> torch.Tensor:
+def _energies(potential: Potential, table: FrameTable | SharedTable) -> torch.Tensor:
     """(F,) float64, eV: of every frame of a table, by the network as it stands."""
-    found = []
+
+    def of(batch: Batch) -> torch.Tensor:
+        species = potential.species_of_number[batch.numbers]
+        terms, _ = potential.predict(
+            species, batch.system, batch.edges, batch.vectors, batch.charge, batch.multiplicity,
+            derivatives=False, create_graph=False,
+        )  # fmt: skip
+        return torch.zeros_like(batch.energy).index_add(0, batch.system, terms.energies)[:, None]
+
     with torch.no_grad():
-        for first in range(0, len(table), 64):
-            batch = table.batch(np.arange(first, min(first + 64, len(table))))
-            species = potential.species_of_number[batch.numbers]
-            terms, _ = potential.predict(
-                species, batch.system, batch.edges, batch.vectors, batch.charge, batch.multiplicity,
-                derivatives=False, create_graph=False,
-            )  # fmt: skip
-            found.append(torch.zeros_like(batch.energy).index_add(0, batch.system, terms.energies))
-    return torch.cat(found)
+        return table.over_frames(of, 1)[:, 0]
 
 
 def fresh_potential(model: ModelConfig, elements: tuple[int, ...], *, seed: int) -> Potential:
@@ -233,7 +255,7 @@ def fresh_potential(model: ModelConfig, elements: tuple[int, ...], *, seed: int)
 
 
 def reference_energies(
-    table: FrameTable, elements: tuple[int, ...], *, minus: torch.Tensor | float = 0.0
+    table: FrameTable | SharedTable, elements: tuple[int, ...], *, minus: torch.Tensor | float = 0.0
 ) -> torch.Tensor:
     """(S,) float64, eV: the atomic energies that explain the total energies, less `minus` (F,), best (minimum norm
     where they are free).

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ase_calcs.graph import AtomGraph
 from ..ase_calcs.potential import Potential, conserve_charge, edge_forces, edge_stress, molecular_dipole
-from .batches import Batch
+from .batches import Batch, FrameTable, SharedTable
 from .config import LossConfig
 from .losses import angle_mask, cosine, penalty
 from .metrics import INDEX, SUMS, figures, pack
@@ -60,6 +60,13 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def counts(self, batch: Any) -> Tensor:
         """(len(sum_names),) float64: over how many examples the terms of the loss are means."""
+
+    def counts_of_frames(self, table: Any) -> Tensor | None:
+        """(F, len(sum_names)) float64: `counts` of every frame of a table, or None where they change from time to time.
+
+        With them no process need ask the others before a step.
+        """
+        return None
 
     @abstractmethod
     def figures(self, sums: Tensor) -> dict[str, float]:
@@ -112,6 +119,24 @@ class PotentialTask(Task):
         if batch.stress is not None:
             values["stress_structures"] = torch.isfinite(batch.stress).all(dim=(1, 2)).sum()
         return pack(values)
+
+    def counts_of_frames(self, table: FrameTable | SharedTable) -> Tensor:
+        """See `Task`."""
+
+        def per_frame(batch: Batch) -> Tensor:
+            atoms = torch.stack(
+                [torch.ones(len(batch.numbers)), angle_mask(batch.forces, self.loss.angle_threshold).float()]
+            )
+            by_frame = torch.zeros(2, len(batch.energy)).index_add(1, batch.system, atoms)
+            values = {"structures": torch.ones(len(batch.energy)), "atoms": by_frame[0], "angle_atoms": by_frame[1]}
+            if batch.stress is not None:
+                values["stress_structures"] = torch.isfinite(batch.stress).all(dim=(1, 2))
+            found = torch.zeros(len(batch.energy), len(SUMS), dtype=torch.float64)
+            for name, value in values.items():
+                found[:, INDEX[name]] = value.double()
+            return found
+
+        return table.over_frames(per_frame, len(SUMS))
 
     def forward(self, tensors: dict[str, Tensor], counts: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and sums of one batch.

@@ -58,6 +58,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def sum_together(self, *tensors: Tensor) -> None:
+        """As `sum`, for tensors of any types that are under way at the same time: a message costs its latency."""
+        if self.size > 1:
+            for message in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                message.wait()
+
     def largest(self, value: float) -> float:
         """The largest value that any process has."""
         if self.size == 1:
@@ -65,6 +71,12 @@ class World:
         tensor = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return float(tensor)
+
+    def smallest(self, tensor: Tensor) -> Tensor:
+        """The smallest value of all processes, element by element, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return tensor
 
     def of_first(self, value: float) -> float:
         """The value of the first process: clocks differ, decisions must not."""

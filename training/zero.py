@@ -74,12 +74,12 @@ class ZeroEngine:
                 model=task, optimizer=make_optimizer(config, task.network), config=settings, dist_init_required=False
             )
 
-    def step(self, batches: Sequence[TaskBatch], lr: float) -> tuple[Tensor, float]:
+    def step(self, batches: Sequence[TaskBatch], lr: float, counts: Tensor | None = None) -> tuple[Tensor, float]:
         """See `Engine.step`."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._engine.train()
-        counts = global_counts(self.task, batches, self.world).to(self.device)
+        counts = (global_counts(self.task, batches, self.world) if counts is None else counts).to(self.device)
         total = torch.zeros_like(counts)
         for k in range(int(self.world.largest(len(batches)))):
             batch = batches[k].to(self.device) if k < len(batches) else self._example
