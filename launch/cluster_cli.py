@@ -103,10 +103,14 @@ def plan(
     measured = measure(dataset, chosen.model, chosen.training, chosen.split, seed=chosen.seed)
     found = needs(measured, chosen.training, processes)
     table = Table(title=f"Memory of each of {processes} processes, MB")
-    for name in ("ZeRO", "weights", "gradients", "optimizer", "average", "activations", "dataset", "together"):
+    columns = "ZeRO weights gradients optimizer average program activations dataset together"
+    for name in columns.split():
         table.add_column(name, justify="right")
     for need in found:
-        parts = (need.weights, need.gradients, need.optimizer, need.average, need.activations, need.table, need.memory)
+        parts = (
+            need.weights, need.gradients, need.optimizer, need.average, need.program, need.activations, need.table,
+            need.memory,
+        )  # fmt: skip
         table.add_row(str(need.zero), *(f"{part / 1e6:.2f}" for part in parts))
     Console(width=max(100, Console().width)).print(table)
     first = found[0]

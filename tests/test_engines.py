@@ -153,7 +153,8 @@ def test_the_plan_is_what_engines_then_keep(dataset: Path, two_ranks: Path) -> N
         planned = need.optimizer // 8 - (measured.weights // 2 if need.zero else 0)  # without the copy of the weights
         assert kept == pytest.approx(planned, abs=8)
     one, two = plan(measured, config, 1)[0], plan(measured, config, 2)[0]
-    assert one.memory == two.memory
+    assert two.memory == one.memory - one.table + two.table
+    assert two.table == pytest.approx(one.table / 2, abs=1)
     assert one.message == 0
     assert two.message == 8 * measured.weights
     assert two.edges == pytest.approx(one.edges / 2)

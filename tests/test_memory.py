@@ -25,7 +25,7 @@ from distillase.training.config import LossConfig, ModelConfig, SplitConfig, Tra
 from distillase.training.engine import TorchEngine
 from distillase.training.loop import TrainLoop
 from distillase.training.memory import step_bytes
-from distillase.training.run import prepare_potential, train
+from distillase.training.run import keep_freed_memory, prepare_potential, train
 from distillase.training.task import PotentialTask
 
 torch.set_num_threads(1)
@@ -53,6 +53,7 @@ potential = prepare_potential(model, (18,), tables[0], seed=0)
 task = PotentialTask(potential, LossConfig())
 engine = TorchEngine(task, config, tables[0].batch([0, 1]))
 engine.step([tables[0].batch([0])], 0.0)
+keep_freed_memory()
 if what == "loop":
     keep_to(limit)
     loop = TrainLoop(engine, *tables, config, folder, seed=0, fingerprint="", progress=Say())
@@ -67,7 +68,8 @@ else:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    engine.step([batch], 0.0)
+    for _ in range(5):
+        engine.step([batch], 0.0)
     done.set()
     thread.join()
     print((highest[0] - before) / step_bytes(task, batch, compiled=False))

@@ -15,7 +15,7 @@ from ..datasets.store import Dataset
 from .batches import EdgeBudgetSampler, FrameTable, share
 from .config import ModelConfig, SplitConfig, TrainConfig
 from .engine import TorchEngine
-from .memory import step_bytes
+from .memory import step_bytes, used_bytes
 from .run import prepare_potential
 from .task import PotentialTask
 from .world import World
@@ -37,6 +37,8 @@ class Measured:
         Numbers that the optimizer keeps.
     bytes_per_number
         Of both.
+    program
+        Bytes of the process itself, with its libraries; 0 on a GPU.
     activations
         Bytes that a step of the largest batch takes beyond the rest.
     table
@@ -54,6 +56,7 @@ class Measured:
     weights: int
     optimizer: int
     bytes_per_number: int
+    program: int
     activations: int
     table: int
     frames: int
@@ -71,6 +74,7 @@ class Need:
     gradients: int
     optimizer: int
     average: int
+    program: int
     activations: int
     table: int
     message: int
@@ -82,13 +86,15 @@ class Need:
     @property
     def memory(self) -> int:
         """Together."""
-        return self.weights + self.gradients + self.optimizer + self.average + self.activations + self.table
+        kept = self.weights + self.gradients + self.optimizer + self.average + self.table
+        return self.program + kept + self.activations
 
 
 def measure(
     dataset: str | Path, model: ModelConfig, training: TrainConfig, split: SplitConfig, *, seed: int = 0
 ) -> Measured:
     """Take a few steps on some frames."""
+    program = used_bytes()
     with Dataset(dataset) as data:
         fractions = {
             "train": 1.0 - split.validation - split.test, "validation": split.validation, "test": split.test,
@@ -121,6 +127,7 @@ def measure(
         weights=sum(p.numel() for p in trained),
         optimizer=optimizer_numbers(engine.optimizer),
         bytes_per_number=trained[0].element_size(),
+        program=program if engine.device.type == "cpu" else 0,
         activations=activations,
         table=round(table.nbytes * len(frames) / max(len(some), 1)),
         frames=len(frames),
@@ -153,8 +160,8 @@ def plan(measured: Measured, training: TrainConfig, processes: int) -> list[Need
         Need(
             zero=zero, weights=size, gradients=-(-size // w) if zero == 2 else size,
             optimizer=divided if zero else m.optimizer * m.bytes_per_number, average=size if training.ema else 0,
-            activations=m.activations, table=-(-m.table // w), message=message, frames=frames, edges=mean,
-            imbalance=float(busiest / mean), epoch=float(epoch),
+            program=m.program, activations=m.activations, table=-(-m.table // w), message=message, frames=frames,
+            edges=mean, imbalance=float(busiest / mean), epoch=float(epoch),
         )
         for zero in ((0, 1, 2) if w > 1 else (0,))
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...ase_calcs.errors import InputError, require
 from .config import LabelConfig
-from .process import SINGLE_THREADED
+from .process import quiet_environment
 
 _ANSWER_S = 30.0
 
@@ -59,7 +59,7 @@ def slurm_jobs(config: LabelConfig, folder: Path) -> Iterator[Any]:
 
     given: dict[str, Any] = {"cores": 1, "memory": "2GB"} | config.slurm
     processes = int(given.setdefault("processes", given["cores"]))
-    prologue = [f"export {name}={value}" for name, value in SINGLE_THREADED.items()]
+    prologue = [f"export {name}={value}" for name, value in quiet_environment().items()]
     options = {
         "security": True,
         "shared_temp_directory": str(folder),
