@@ -3,8 +3,8 @@
     python benchmarks/labelling_scaling.py
 
 Scheduler and workers are started by dask's command line, as on several machines, with the environment that
-docs/labelling.md recommends. `distillase` labels rattled ethanol with GFN2-xTB on one worker, then on two, in turns, with
-new structures. Only labelling counts, until every label is on the disk (not the start, nor putting the dataset
+docs/labelling.md recommends. `distillase` labels rattled ethanol with GFN2-xTB on one worker, then on two, in turns,
+with new structures. Only labelling counts, until every label is on the disk (not the start, nor putting the dataset
 together). A bare loop of the same calculator in one process, then in two, shows what the machine gives.
 """
 
