@@ -294,6 +294,17 @@ def test_the_exact_flow_satisfies_the_mean_flow_identity():
     assert kinetic == pytest.approx(24 * units.kB * 300.0, rel=5 * math.sqrt(2 / 24**2))
 
 
+def test_velocities_drawn_for_a_frame_do_not_depend_on_its_batch():
+    """So that any number of processes train the same model; the next epoch draws others."""
+    settings = {"longest": 8.0, "temperatures_K": (100.0, 400.0), "instant": 0.25, "cutoff": 7.0}
+    table = FlowTable([spring_run(0)], **settings, dtype=torch.float64)
+    together, alone = table.batch([2, 5, 9]), table.batch([5])
+    np.testing.assert_array_equal(together.velocities[9:18].numpy(), alone.velocities.numpy())
+    assert together.interval[1] == alone.interval[0]
+    table.begin_epoch(1)
+    assert np.abs(table.batch([5]).velocities.numpy() - alone.velocities.numpy()).max() > 1e-4
+
+
 @pytest.fixture(scope="module")
 def molecular() -> list[Trajectory]:
     """Ethanol under MMFF94, four short runs at about 300 K."""

@@ -169,6 +169,9 @@ class FrameTable:
     def __len__(self) -> int:
         return len(self.atom_offsets) - 1
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Frames are the same in all."""
+
     @property
     def numbers(self) -> Tensor:
         """(A,) atomic numbers of all frames."""
@@ -337,6 +340,9 @@ class SharedTable:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Frames are the same in all."""
 
     @property
     def edge_counts(self) -> np.ndarray:

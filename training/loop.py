@@ -156,6 +156,7 @@ class TrainLoop:
         drawn = 0.0
         while not state.finished:
             batches = self.sampler.epoch(state.epoch)
+            self.training.begin_epoch(state.epoch)
             while state.batch < len(batches) and not self._out_of_time():
                 chosen = batches[state.batch : state.batch + config.accumulate]
                 self._step(chosen, (state.epoch + state.batch / len(batches)) / config.max_epochs)

@@ -38,6 +38,10 @@ class TaskTable(Protocol):
 
     def __len__(self) -> int: ...
 
+    def begin_epoch(self, epoch: int) -> None:
+        """For examples that are drawn at random: these are those of another epoch."""
+        ...
+
     def batch(self, chosen: Any) -> TaskBatch:
         """Collate some of them."""
         ...

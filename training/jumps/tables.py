@@ -183,6 +183,9 @@ class WindowTable:
     def __len__(self) -> int:
         return len(self.windows)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """See `TaskTable`; windows are the same in all."""
+
     def batch(self, chosen: Sequence[int] | np.ndarray) -> JumpBatch:
         """Collate windows."""
         chosen = np.asarray(chosen)
@@ -219,7 +222,7 @@ def _starts(trajectories: Sequence[Trajectory], every: int) -> list[np.ndarray]:
 
 
 class FlowTable:
-    """Structures with forces; velocities are drawn for every batch, from Maxwell and Boltzmann.
+    """Structures with forces; velocities are drawn in every epoch, from Maxwell and Boltzmann.
 
     `displacement` of a batch is empty of meaning (zeros); `velocity_change` holds the accelerations F/m, Å/fs².
 
@@ -258,18 +261,23 @@ class FlowTable:
         self.frames = np.concatenate(
             [np.stack([0 * starts + run, starts]) for run, starts in enumerate(_starts(trajectories, every))], axis=1
         ).T
+        self.epoch = 0
         sizes = np.array([len(t.numbers) for t in trajectories])[self.frames[:, 0]]
         self.edge_counts = sizes * (sizes - 1)
 
     def __len__(self) -> int:
         return len(self.frames)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """See `TaskTable`."""
+        self.epoch = epoch
+
     def batch(self, chosen: Sequence[int] | np.ndarray) -> JumpBatch:
-        """Collate frames with velocities and durations that depend on which frames come together."""
+        """Collate frames with velocities and durations that each frame draws anew in every epoch."""
         chosen = np.asarray(chosen)
-        rng = np.random.default_rng([self.seed, *chosen.tolist()])
         parts = []
-        for run, frame in self.frames[chosen].tolist():
+        for number, (run, frame) in zip(chosen.tolist(), self.frames[chosen].tolist(), strict=True):
+            rng = np.random.default_rng([self.seed, self.epoch, number])
             t = self._molecules.trajectories[run]
             assert t.forces is not None
             kT = KB * rng.uniform(*self.temperatures)
