@@ -200,8 +200,8 @@ class Dataset:
         return self._cache[name]
 
     def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Some rows of an array in any order, as `array` gives them; where that is not in memory already, only what
-        lies between the first and the last of them is read, and not kept.
+        """Some rows of an array in any order, as `array` gives them. Where that is not in memory already, only what
+        lies between the first and the last of them is read, and not kept, unless that is nearly all there is.
 
         Raises
         ------
@@ -210,7 +210,7 @@ class Dataset:
         """
         raw = self._raw().arrays
         first, last = (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
-        if name not in raw or name in self._cache or name in TEXT_FIELDS or 2 * (last - first) > raw[name].shape[0]:
+        if name not in raw or name in self._cache or name in TEXT_FIELDS or last - first > 0.9 * raw[name].shape[0]:
             return self.array(name)[rows]
         values = self._read(name, slice(first, last))[rows - first]
         return values.astype(np.int64) if values.dtype.kind in "iu" else values

@@ -172,8 +172,13 @@ export RENDEZVOUS="$first:$((20000 + SLURM_JOB_ID % 20000))"
 again() {{
     trap "" USR1 TERM
     wait "$training"
-    [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]] && scontrol requeue "$SLURM_JOB_ID"
-    exit 0
+    for attempt in 1 2 3 4 5; do
+        state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) && [[ -n $state ]] && break
+        sleep 5
+    done
+    [[ $state == RUNNING ]] || exit 1
+    scontrol requeue "$SLURM_JOB_ID"
+    exit
 }}
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"; again' USR1 # the time is nearly over (see --signal): tell the processes
 trap again TERM                                          # SLURM ends the job, and has told them
@@ -187,6 +192,10 @@ training=$!
 wait "$training"
 status=$?
 # A more important job wants the nodes: where SLURM grants a grace, it tells the processes alone.
-((status == 0)) || ! scontrol show job "$SLURM_JOB_ID" | grep -q "PreemptTime=[0-9]" || again
+preempted() {{
+    scontrol --oneliner show job "$SLURM_JOB_ID" | tr " " "\\n" |
+        awk -F= '$1 == "StartTime" {{s = $2}} $1 == "PreemptTime" {{p = $2}} END {{exit !(p ~ /^[0-9]/ && p >= s)}}'
+}}
+((status == 0)) || ! preempted || again
 exit "$status"
 """

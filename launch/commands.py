@@ -249,7 +249,8 @@ def label(
 
         distillase label water.h5 --teacher "ase.calculators.emt:EMT" --out runs/emt --workers 4
 
-        distillase label drugs.h5 --out runs/drugs --scheduler slurm --workers 64 --set labelling.slurm.cores=32
+        distillase label drugs.h5 --out runs/drugs --scheduler slurm --workers 64 \\
+            --set "labelling.slurm={cores: 32, memory: 64GB, walltime: '04:00:00'}"
 
     Other formats come in through `distillase dataset convert`.
     """

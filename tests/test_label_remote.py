@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -20,9 +21,11 @@ from test_labelling import CALCULATORS, arrays, calls, ethanol, first_atom, spri
 
 from distillase.ase_calcs.errors import DataError, InputError
 from distillase.datasets.labelling import LabelConfig, LabelResult, label_structures
+from distillase.datasets.labelling.blocks import pack
 from distillase.datasets.labelling.config import TeacherStamp, TlsConfig
 from distillase.datasets.labelling.parts import Ledger
-from distillase.datasets.labelling.worker import _check_place
+from distillase.datasets.labelling.remote import connect, slurm_jobs
+from distillase.datasets.labelling.worker import Job, _check_place, begun, label_block, marker_path
 
 
 def free_port() -> int:
@@ -182,7 +185,7 @@ def test_workers_that_cannot_be_used_are_refused(tmp_path: Path, calculators: Pa
             label_structures(ethanol(2), tmp_path, teacher=springs(), config=LabelConfig(scheduler=dask.address))
 
 
-def test_a_worker_that_comes_later_is_checked_too(tmp_path: Path) -> None:
+def test_a_worker_that_comes_later_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not seen by `hello`: another version of the teacher, a folder it does not see."""
     stamp = TeacherStamp.of("gfn2-xtb")
     (tmp_path / "tmp").mkdir()
@@ -191,19 +194,47 @@ def test_a_worker_that_comes_later_is_checked_too(tmp_path: Path) -> None:
         _check_place(tmp_path, replace(stamp, version="tblite 0.0.1"))
     with pytest.raises(DataError, match="common file system"):
         _check_place(tmp_path / "elsewhere", stamp)
+    threaded = type("Worker", (), {"state": type("State", (), {"nthreads": 2})})
+    monkeypatch.setattr("distributed.get_worker", lambda: threaded)
+    _check_place.cache_clear()
+    with pytest.raises(InputError, match="runs 2 threads"):
+        _check_place(tmp_path, stamp)
 
 
 def test_settings_that_do_not_go_together() -> None:
     for settings, message in (
         ({"scheduler": "pbs"}, "`local`, `slurm` or an address"),
         ({"scheduler": "slurm"}, "how many `workers`"),
-        ({"slurm": {"queue": "x"}}, "not `slurm`"),
     ):
         with pytest.raises(InputError, match=message):
             LabelConfig(**settings)
     with pytest.raises(InputError, match="`tls` has ca only"):
         TlsConfig(ca=__file__)
     with pytest.raises(InputError, match="no such file"):
-        TlsConfig(ca="x", cert="y", key="z")
-    with pytest.raises(InputError, match="no `tls://` address"):
-        LabelConfig(scheduler="tcp://x:1", tls=TlsConfig(__file__, __file__, __file__))
+        connect(LabelConfig(scheduler="tls://x:1", tls=TlsConfig(ca="x", cert="y", key="z")))
+    with (
+        pytest.raises(InputError, match="Give the `cores`"),
+        slurm_jobs(LabelConfig(scheduler="slurm", workers=2), Path()),
+    ):
+        pass
+
+
+def test_a_block_is_begun_once(tmp_path: Path) -> None:
+    """Whatever becomes of the scheduler and of the report: claimed, at work, done."""
+    stamp = TeacherStamp.of("gfn2-xtb")
+    job = Job(tmp_path, stamp, LabelConfig())
+    (tmp_path / "tmp").mkdir()
+    structures = ethanol(2)
+    block = pack(structures, [bytes.fromhex(s.key()) for s in structures])
+    assert begun(tmp_path, "claimed") == "no"
+    assert label_block(job, "claimed", block).status == "died"
+    with marker_path(tmp_path, "locked").open("w") as marker:
+        fcntl.flock(marker, fcntl.LOCK_EX)
+        assert begun(tmp_path, "locked") == "at work"
+    assert begun(tmp_path, "locked") == "left"
+    assert label_block(job, "locked", block).status == "died"
+    assert label_block(job, "done", block).labelled == 2
+    assert label_block(job, "done", block).status == "died"
+    assert begun(tmp_path, "done") == "left"
+    assert len(Ledger.scan(tmp_path, stamp, pattern="done-*.npz").labelled) == 2
+    assert len(list(tmp_path.glob("*.npz"))) == 1

@@ -234,9 +234,9 @@ def test_a_job_that_is_cancelled_stays_away(slurm: Slurm, tmp_path: Path) -> Non
 def test_labelling_asks_slurm_for_workers(slurm: Slurm, tmp_path: Path) -> None:
     """One on each node; what they label is what workers on this machine label."""
     dataset, teacher = write_dataset(tmp_path / "geometries.h5", frames(40), provenance={}), "ase.calculators.emt:EMT"
-    options = f"queue: low, cores: 2, processes: 1, memory: 900MB, walltime: '00:10:00', log_directory: {tmp_path}"
+    options = f"queue: low, cores: 2, memory: 900MB, walltime: '00:10:00', log_directory: {tmp_path}"
     command = [sys.executable, "-m", "distillase.launch", "label", str(dataset), "--teacher", teacher]
-    settings = ["scheduler=slurm", "workers=2", f"slurm={{{options}}}"]
+    settings = ["scheduler=slurm", "workers=4", f"slurm={{{options}}}"]
     chosen = [word for setting in settings for word in ("--set", f"labelling.{setting}")]
     said = slurm(*command, "--out", str(tmp_path / "cluster"), *chosen, seconds=120)
     assert "40 of 40 (100 %)" in said

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -154,8 +155,9 @@ class FrameTable:
 
     def save(self, folder: Path) -> None:
         """Write it as a folder of arrays; either all of it is there afterwards or nothing."""
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        temporary.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        temporary.chmod(0o755)
         arrays = {name: column.numpy() for name, column in self._columns.items()}
         arrays |= {"atom_offsets": self.atom_offsets, "edge_offsets": self.edge_offsets}
         arrays |= {"edges": self._edges.numpy(), "vectors": self._vectors.numpy()}
@@ -313,7 +315,9 @@ class SharedTable:
     ) -> None:
         self.world = world
         frames = np.asarray(frames, dtype=np.int64)
-        shares = np.array_split(frames, world.size)
+        atoms = np.cumsum(np.diff(dataset.offsets)[frames])
+        bounds = np.searchsorted(atoms, atoms[-1] * np.arange(1, world.size) / world.size) if len(frames) else 0
+        shares = np.split(frames, bounds) if len(frames) else [frames] * world.size
         described = repr((dataset.content_hash, frames.tobytes(), cutoff, tuple(labels), str(dtype), world.size))
         folder = folder / hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
 
@@ -321,12 +325,16 @@ class SharedTable:
             return FrameTable(dataset, shares[rank], cutoff=cutoff, labels=labels, dtype=dtype, progress=progress)
 
         refused: DataError | None = None
-        mine = folder / str(world.rank)
+        mine, own = folder / str(world.rank), {}
         if not mine.is_dir():
             try:
-                prepare(world.rank).save(mine)
+                own[world.rank] = prepare(world.rank)
+                own[world.rank].save(mine)
+                own.clear()
             except DataError as error:
                 refused = error
+            except OSError as error:  # kept in memory, then; the others prepare it themselves
+                (progress or SilentProgress()).say(f"{folder} cannot be written: {error}")
         if world.largest(float(refused is not None)):
             raise refused or DataError("Another process could not use its part of the dataset; its message says why.")
         # A file system of several machines may show what another has written a little later.
@@ -334,7 +342,9 @@ class SharedTable:
         while not all((folder / str(rank)).is_dir() for rank in range(world.size)) and time.monotonic() < deadline:
             time.sleep(0.1)
         here = [folder / str(rank) for rank in range(world.size)]
-        self._parts = [FrameTable.load(path) if path.is_dir() else prepare(rank) for rank, path in enumerate(here)]
+        self._parts = [
+            FrameTable.load(path) if path.is_dir() else own.get(rank) or prepare(rank) for rank, path in enumerate(here)
+        ]
         self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self._parts])])
         self._edge_counts = np.concatenate([part.edge_counts for part in self._parts])
 

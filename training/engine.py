@@ -125,6 +125,8 @@ class TorchEngine:
             if full:
                 raise OutOfMemory(full)
             return total
+        if full:  # make room for the message
+            self.optimizer.zero_grad(set_to_none=True)
         flat = torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.reshape(-1) for p in trained])
         report = torch.cat([total, total.new_tensor([float(bool(full))])])
         self.world.sum_together(flat, report)

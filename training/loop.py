@@ -109,8 +109,9 @@ class TrainLoop:
         self.schedule = Schedule(config)
         self.ema = ExponentialAverage(engine.task, config.ema) if config.ema > 0 else None
         self.state = LoopState(
-            sums=torch.zeros(len(engine.task.sum_names), dtype=torch.float64), largest_batch=largest_batch
-        )
+            sums=torch.zeros(len(engine.task.sum_names), dtype=torch.float64), largest_batch=largest_batch,
+            largest_evaluated=largest_batch,
+        )  # fmt: skip
         self._counts = engine.task.counts_of_frames(training) if self.world.size > 1 else None
         self._loss = engine.task.sum_names.index("loss")
         self._spent = spent
@@ -219,7 +220,8 @@ class TrainLoop:
         before = self.state.seconds
         self.state.seconds, self._stopping = self.world.agree(time.monotonic() - self._clock, self._asked_to_stop)
         step_seconds = (self.state.seconds - before) / self._steps_since
-        self._stride = int(min(max(_CLOCK_S / max(step_seconds, 1e-4), 1), 100))
+        # One short step, the last of an epoch say, must not make a long wait of many.
+        self._stride = int(min(max(_CLOCK_S / max(step_seconds, 1e-4), 1), 100, 2 * self._stride))
         self._steps_since = 0
 
     @contextmanager
@@ -320,8 +322,10 @@ class TrainLoop:
         if self.ema is not None:
             self.ema.load_state_dict(found["ema"])
         self.schedule.load_state_dict(found["schedule"])
-        fits = [edges for edges in (self.state.largest_batch, found["loop"]["largest_batch"]) if edges]
-        self.state = LoopState(**found["loop"] | {"largest_batch": min(fits, default=0)})
+        saved = found["loop"]
+        for name in ("largest_batch", "largest_evaluated"):
+            saved[name] = min((edges for edges in (getattr(self.state, name), saved[name]) if edges), default=0)
+        self.state = LoopState(**saved)
         return True
 
 

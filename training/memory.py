@@ -35,8 +35,8 @@ def kept_bytes(task: Task, batch: Any) -> int:
 
     kept: Sequence[Any]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        batch = batch.to(task.network.device)
-        kept = task(batch.tensors(), task.counts(batch).to(task.network.device))
+        counts = task.counts(batch).to(task.network.device)
+        kept = task(batch.to(task.network.device).tensors(), counts)
     del kept
     for p in task.parameters():
         seen.pop(p.untyped_storage().data_ptr(), None)
@@ -74,13 +74,33 @@ def _free_here() -> float:
 
 
 def _free_of_group() -> float:
-    """Of the control group that a scheduler or a container has put this process into."""
-    folder = Path("/sys/fs/cgroup")
+    """Of the control groups (of either version) that a scheduler or a container has put this process into."""
     try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = float((folder / "memory.current").read_text())
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return np.inf
+    free = np.inf
+    for line in lines:
+        _, kind, name = line.split(":", 2)
+        if kind not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup") / kind
+        names = ("memory.max", "memory.current") if not kind else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        inner = Path(name.lstrip("/"))
+        for folder in (root / part for part in (inner, *inner.parents)):
+            free = min(free, _free_of_one_group(folder, *names))
+    return free
+
+
+def _free_of_one_group(folder: Path, limit_name: str, used_name: str) -> float:
+    try:
+        limit = (folder / limit_name).read_text().strip()
+        used = float((folder / used_name).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return np.inf
+    # Files that were read are given back when memory is needed.
+    used -= float(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
     return np.inf if limit == "max" else float(limit) - used
 
 

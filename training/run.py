@@ -38,7 +38,7 @@ from .world import World, join_world
 
 MODEL = "model.safetensors"
 SPLITS = "splits.json"
-FRAMES = "frames"  # prepared by several processes for each other, while they train
+FRAMES = ".prepared"  # frames that several processes prepare for each other, while they train
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,8 @@ def _train(
         save_model(path, potential)
         _write_json(run_dir / SPLITS, {name: indices.tolist() for name, indices in parts.items()})
         remove_checkpoints(run_dir)
-        shutil.rmtree(run_dir / FRAMES, ignore_errors=True)
+        if world.size > 1:
+            shutil.rmtree(run_dir / FRAMES, ignore_errors=True)
     world.wait()  # nobody goes on to use a file that is not there yet
     return TrainResult(path, metrics, parts, state.epoch, state.step, state.seconds)
 

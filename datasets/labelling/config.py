@@ -33,9 +33,6 @@ class TlsConfig:
         given = [name for name in ("ca", "cert", "key") if getattr(self, name)]
         if given and len(given) < 3:
             raise InputError(f"`tls` has {' and '.join(given)} only; give `ca`, `cert` and `key`, or none of them.")
-        for name in given:
-            if not Path(getattr(self, name)).is_file():
-                raise InputError(f"`tls.{name}` is `{getattr(self, name)}`, and there is no such file.")
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class LabelConfig:
         whose workers run with one thread each and see the output folder; ``"tls://host:8786"`` for one that wants
         certificates. ``"slurm"``: jobs of workers under SLURM, through dask-jobqueue.
     tls
-        Certificates for a ``tls://`` scheduler.
+        Certificates for a ``tls://`` scheduler; no other uses them.
     slurm
         Options of `dask_jobqueue.SLURMCluster` for ``scheduler: slurm``: ``cores`` and ``memory`` of a job, ``queue``,
         ``account``, ``walltime``, ``job_extra_directives``, …; what is not given comes from dask's configuration.
@@ -101,10 +98,6 @@ class LabelConfig:
             raise InputError(
                 f"`scheduler` is `{self.scheduler}`; write `local`, `slurm` or an address like `tcp://host:8786`."
             )
-        if self.tls.ca and not self.scheduler.startswith("tls://"):
-            raise InputError(f"`tls` has certificates, but `scheduler` is `{self.scheduler}` and no `tls://` address.")
-        if self.slurm and self.scheduler != "slurm":
-            raise InputError(f"`slurm` has options, but `scheduler` is `{self.scheduler}` and not `slurm`.")
         if self.scheduler == "slurm" and self.workers == 0:
             raise InputError("With `scheduler: slurm` say how many `workers` to ask for.")
 

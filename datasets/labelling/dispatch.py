@@ -50,9 +50,9 @@ class Dispatcher:
     """
 
     def __init__(self, pool: WorkerPool, job: Job, structures: Mapping[bytes, Structure], task: ProgressTask):
-        from distributed.client import ClosedClientError
+        from distributed.client import ClosedClientError, FutureCancelledError
 
-        self._closed = ClosedClientError
+        self._closed, self._cancelled = ClosedClientError, FutureCancelledError
         self.pool, self.job, self.structures, self.task = pool, job, structures, task
         self.n_labelled = 0
         self.n_refused = 0
@@ -85,16 +85,20 @@ class Dispatcher:
             block = self._submitted.get(future.key)
             if block is None:
                 continue  # of a scheduler that is gone
-            if future.status in ("cancelled", "lost"):
+            if future.status == "lost":  # its worker died with the report
+                self._orphans.append(self._submitted.pop(future.key))
+                continue
+            try:
+                if future.status == "cancelled":
+                    raise OSError("no scheduler")
+                failed = future.exception() if future.status == "error" else None
+                report = BlockReport("died") if failed else future.result()
+            except (OSError, self._closed, self._cancelled):
                 self._reconnect()
                 continue
+            if failed and type(failed).__name__ != "KilledWorker":
+                raise failed
             del self._submitted[future.key]
-            if future.status == "finished":
-                report = future.result()
-            elif type(future.exception()).__name__ == "KilledWorker":
-                report = BlockReport("died")
-            else:
-                raise future.exception()
             future.release()
             if report.status == "done":
                 self._done(block, report)
@@ -155,13 +159,18 @@ class Dispatcher:
         self._count += 1
         name = f"{self._run}-{self._count:06d}"
         structures = [self.structures[key] for key in keys]
-        future = self.pool.client.submit(
-            label_block, self.job, name, pack(structures, keys), key=f"label-{name}", pure=False
-        )
+        try:
+            future = self.pool.client.submit(
+                label_block, self.job, name, pack(structures, keys), key=f"label-{name}", pure=False
+            )
+        except Exception:
+            self._put_back(keys)
+            raise
         self._submitted[future.key] = _Submitted(name, tuple(keys), sum(_weight(s) for s in structures))
         future.add_done_callback(self._completed.put)
 
     def _done(self, block: _Submitted, report: BlockReport) -> None:
+        marker_path(self.job.labels_dir, block.name).unlink(missing_ok=True)
         rate = max(report.seconds, 1e-6) / block.weight
         old = self._seconds_per_weight
         self._seconds_per_weight = rate if old is None else 0.5 * (old + rate)

@@ -49,7 +49,15 @@ class WorkerPool:
 
     @property
     def size(self) -> int:
-        """Workers that are there now."""
+        """Workers that are there now.
+
+        Raises
+        ------
+        OSError
+            The scheduler is gone.
+        """
+        if self.client.status != "running":
+            raise OSError("the scheduler is gone")
         return len(self.client.nthreads())
 
     def check_health(self) -> None:
@@ -71,9 +79,11 @@ class WorkerPool:
         while self.again is not None and time.monotonic() < deadline:
             try:
                 self.client = self.again()
-                return
             except InputError:
                 time.sleep(1.0)
+            else:
+                _wait_for_workers(self.client, 1, None, _GONE_S)
+                return
         raise DistillaseError(
             "The scheduler of the workers is gone. Every label that had been written is kept: start a scheduler and "
             "workers, and repeat the command."

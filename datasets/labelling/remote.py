@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ...ase_calcs.errors import InputError, require
-from .config import LabelConfig
+from ...ase_calcs.errors import DistillaseError, InputError, require
+from .config import LabelConfig, TlsConfig
 from .process import quiet_environment
 
 _ANSWER_S = 30.0
+_SUBMITTED_S = 60.0  # sbatch takes a second, and minutes where SLURM is busy
+_LOOK_S = 30.0
 
 
 def connect(config: LabelConfig) -> Any:
@@ -26,7 +30,10 @@ def connect(config: LabelConfig) -> Any:
     from distributed import Client
     from distributed.security import Security
 
-    tls = config.tls
+    tls = config.tls if config.scheduler.startswith("tls://") else TlsConfig()
+    for name in ("ca", "cert", "key"):
+        if tls.ca and not Path(getattr(tls, name)).is_file():
+            raise InputError(f"`tls.{name}` is `{getattr(tls, name)}`, and there is no such file.")
     files = {"tls_ca_file": tls.ca, "tls_client_cert": tls.cert, "tls_client_key": tls.key} if tls.ca else {}
     security = Security(require_encryption=True, **files) if files else None
     failures = (OSError, TimeoutError, ValueError, TypeError, RuntimeError)  # the last two: tls:// and no certificate
@@ -41,7 +48,8 @@ def connect(config: LabelConfig) -> Any:
 
 @contextmanager
 def slurm_jobs(config: LabelConfig, folder: Path) -> Iterator[Any]:
-    """A client of a scheduler in this process, for which jobs of workers wait in SLURM's queue until the block ends.
+    """A client of a scheduler in this process, for which jobs of workers wait in SLURM's queue. When the last of them
+    has ended, as many are asked for again.
 
     Whoever reaches a scheduler can run code as its owner, and the nodes must reach this one: so it speaks TLS, with
     certificates of this run that only its owner can read.
@@ -55,31 +63,61 @@ def slurm_jobs(config: LabelConfig, folder: Path) -> Iterator[Any]:
     """
     require("cryptography", extra="slurm", purpose="talk to workers in SLURM jobs")
     jobqueue = require("dask_jobqueue", extra="slurm", purpose="start workers as SLURM jobs")
+    import dask
     from distributed import Client
 
-    given: dict[str, Any] = {"cores": 1, "memory": "2GB"} | config.slurm
-    processes = int(given.setdefault("processes", given["cores"]))
+    asked = dask.config.get("jobqueue.slurm", {}) | config.slurm
+    cores = asked.get("cores")
+    if not isinstance(cores, int) or config.slurm.get("processes", cores) != cores:
+        raise InputError(
+            f"`labelling.slurm` is {config.slurm!r}. Give the `cores` of a job, which runs as many workers of one "
+            "thread each, and its `memory`; `processes` follows. Example: {cores: 32, memory: 64GB, queue: cpu}."
+        )
     prologue = [f"export {name}={value}" for name, value in quiet_environment().items()]
-    options = {
-        "security": True,
-        "shared_temp_directory": str(folder),
-        # No dashboard. A worker's death is ours to judge, and a teacher may hold Python's lock for hours: no heartbeat.
-        "scheduler_options": {
-            "dashboard": False, "dashboard_address": "127.0.0.1:0", "allowed_failures": 0, "worker_ttl": "1000 days",
-        },
-        **given,
-        "job_script_prologue": prologue + list(given.get("job_script_prologue", [])),
+    # No dashboard. A worker's death is ours to judge, and a teacher may hold Python's lock for hours: no heartbeat.
+    scheduler = {
+        "dashboard": False, "dashboard_address": "127.0.0.1:0", "allowed_failures": 0, "worker_ttl": "1000 days",
     }  # fmt: skip
+    options = {"security": True, "shared_temp_directory": str(folder)} | config.slurm
+    options["processes"] = cores
+    options["scheduler_options"] = scheduler | dict(config.slurm.get("scheduler_options", {}))
+    options["job_script_prologue"] = prologue + list(asked.get("job_script_prologue") or [])
     try:
         cluster = jobqueue.SLURMCluster(**options)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"`labelling.slurm` is {config.slurm!r}, which dask_jobqueue.SLURMCluster does not take: {error}"
         ) from error
+    jobs, done = math.ceil(config.workers / cores), threading.Event()
     try:
-        cluster.scale(jobs=math.ceil(config.workers / processes))
+        cluster.scale(jobs=jobs)
         with Client(cluster, set_as_default=False) as client:
+            _wait_for_submission(cluster)
+            threading.Thread(target=_keep_jobs, args=(cluster, jobs, done), daemon=True).start()
             yield client
     finally:
+        done.set()
         with suppress(Exception):  # what goes wrong while closing cannot hurt a label any more
             cluster.close(timeout=10)
+
+
+def _wait_for_submission(cluster: Any) -> None:
+    deadline = time.monotonic() + _SUBMITTED_S
+    while not cluster.workers:
+        if time.monotonic() > deadline:
+            raise DistillaseError(
+                f"No job of workers could be submitted within {_SUBMITTED_S:.0f} s. Try what sbatch has to say of "
+                f"this script:\n{cluster.job_script()}"
+            )
+        time.sleep(0.1)
+
+
+def _keep_jobs(cluster: Any, jobs: int, done: threading.Event) -> None:
+    """Ask for jobs again when the last worker has gone: their time was over, or they were preempted."""
+    were_there = False
+    while not done.wait(_LOOK_S):
+        there = bool(cluster.scheduler_info["workers"])
+        if were_there and not there:
+            cluster.scale(0)
+            cluster.scale(jobs=jobs)
+        were_there = there

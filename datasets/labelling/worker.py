@@ -1,8 +1,8 @@
 """What runs in a worker: label a block of structures, and put the labels on the disk before anyone is told.
 
 A worker can be killed at any moment, by a power cut, by the watchdog below, or by a teacher that crashes. So it notes
-in a small file, the marker, which structure it is at. The marker outlives the process and is removed when the block is
-done; whoever finds one knows that the block was begun, and where it ended.
+in a small file, the marker, which structure it is at. The marker outlives the process and is removed when the client
+knows that the block is done; whoever finds one knows that the block was begun, and where it ended.
 """
 
 from __future__ import annotations
@@ -114,13 +114,16 @@ def begun(labels_dir: Path, name: str) -> Literal["no", "at work", "left"]:
         return "no"
     except FileExistsError:
         pass
-    with suppress(FileNotFoundError), open(marker_path(labels_dir, name), "rb") as marker:
+    with open(marker_path(labels_dir, name), "r+b") as marker:
         try:
-            fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return "at work"
+        except OSError:  # a file system without locks: a structure may be labelled twice there, which does no harm
+            return "left"
+        if not marker.read(1):  # its worker has made the marker and not yet locked it: it shall not begin
+            marker.write(np.array([-1], dtype=np.int64).tobytes())
         return "left"
-    return begun(labels_dir, name)  # done in this moment
 
 
 def label_block(job: Job, name: str, block: Block) -> BlockReport:
@@ -143,6 +146,9 @@ def label_block(job: Job, name: str, block: Block) -> BlockReport:
         return BlockReport("died")
     with suppress(OSError):  # a file system without locks
         fcntl.flock(marker, fcntl.LOCK_EX)
+    if os.fstat(marker).st_size:  # see `begun`
+        os.close(marker)
+        return BlockReport("died")
     with os.fdopen(marker, "r+b", buffering=0) as file, _watched(file, job.config.timeout_s) as rearm:
         os.pwrite(marker, np.array([-1, os.getpid()], dtype=np.int64).tobytes(), 0)
         batch = _Batch(job, name, block)  # makes the teacher: a large model's loading is not a structure's time
@@ -151,7 +157,7 @@ def label_block(job: Job, name: str, block: Block) -> BlockReport:
             rearm(batch.last)
             batch.add(frame)
         batch.write()
-    marker_path(job.labels_dir, name).unlink()
+    # The marker stays until the client has heard of it: should the report get lost, the block is not done again.
     return BlockReport("done", batch.total_labelled, batch.total_refused, time.perf_counter() - start)
 
 
@@ -174,8 +180,11 @@ def _check_place(labels_dir: Path, stamp: TeacherStamp) -> None:
         )
     from distributed import get_worker
 
-    with suppress(ValueError):  # not in a dask worker
-        refuse_threads(where, get_worker().state.nthreads)
+    try:
+        worker = get_worker()
+    except ValueError:  # not in a dask worker
+        return
+    refuse_threads(where, worker.state.nthreads)
 
 
 def refuse_threads(worker: str, threads: int) -> None:

@@ -211,10 +211,9 @@ class WindowTable:
     def _rotations(self, chosen: np.ndarray) -> list[np.ndarray]:
         if self.rotations == "off":
             return [np.eye(3)] * len(chosen)
-        rng = np.random.default_rng([self.seed, *chosen.tolist()])
-        n = 1 if self.rotations == "batch" else len(chosen)
-        turns = Rotation.random(n, random_state=rng).as_matrix()
-        return [turns[0]] * len(chosen) if n == 1 else list(turns)
+        seeds = [chosen.tolist()] * len(chosen) if self.rotations == "batch" else [[k] for k in chosen.tolist()]
+        rngs = [np.random.default_rng([self.seed, *seed]) for seed in seeds]
+        return [Rotation.random(random_state=rng).as_matrix() for rng in rngs]
 
 
 def _starts(trajectories: Sequence[Trajectory], every: int) -> list[np.ndarray]:
