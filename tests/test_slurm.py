@@ -238,12 +238,12 @@ def test_labelling_asks_slurm_for_workers(slurm: Slurm, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "distillase.launch", "label", str(dataset), "--teacher", teacher]
     settings = ["scheduler=slurm", "workers=4", f"slurm={{{options}}}"]
     chosen = [word for setting in settings for word in ("--set", f"labelling.{setting}")]
-    said = slurm(*command, "--out", str(tmp_path / "cluster"), *chosen, seconds=120)
+    said = slurm(*command, "--out", str(tmp_path / "a cluster"), *chosen, seconds=120)
     assert "40 of 40 (100 %)" in said
     assert {slurm.job(number)["BatchHost"] for number in ("1", "2")} == set(ADDRESSES)
     slurm.wait("their end", lambda: not slurm("squeue", "--noheader"))  # they do not stay behind
 
     assert main([*command[3:], "--out", str(tmp_path / "here"), "--workers", "1"]) == 0
-    with Dataset(tmp_path / "cluster" / "dataset.h5") as ours, Dataset(tmp_path / "here" / "dataset.h5") as expected:
+    with Dataset(tmp_path / "a cluster" / "dataset.h5") as ours, Dataset(tmp_path / "here" / "dataset.h5") as expected:
         assert np.array_equal(ours.energy, expected.energy)
         assert np.array_equal(ours.forces, expected.forces)

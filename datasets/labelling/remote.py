@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
+import shutil
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -59,7 +63,7 @@ def slurm_jobs(config: LabelConfig, folder: Path) -> Iterator[Any]:
     config
         `workers` and `slurm`.
     folder
-        That the nodes see; for the certificates.
+        That the nodes see; for the certificates, unless its name has a space: then they go into the home folder.
     """
     require("cryptography", extra="slurm", purpose="talk to workers in SLURM jobs")
     jobqueue = require("dask_jobqueue", extra="slurm", purpose="start workers as SLURM jobs")
@@ -73,12 +77,15 @@ def slurm_jobs(config: LabelConfig, folder: Path) -> Iterator[Any]:
             f"`labelling.slurm` is {config.slurm!r}. Give the `cores` of a job, which runs as many workers of one "
             "thread each, and its `memory`; `processes` follows. Example: {cores: 32, memory: 64GB, queue: cpu}."
         )
+    certificates = folder if shlex.quote(str(folder)) == str(folder) else Path(tempfile.mkdtemp(dir=Path.home()))
     prologue = [f"export {name}={value}" for name, value in quiet_environment().items()]
     # No dashboard. A worker's death is ours to judge, and a teacher may hold Python's lock for hours: no heartbeat.
     scheduler = {
         "dashboard": False, "dashboard_address": "127.0.0.1:0", "allowed_failures": 0, "worker_ttl": "1000 days",
     }  # fmt: skip
-    options = {"security": True, "shared_temp_directory": str(folder)} | config.slurm
+    # dask-jobqueue writes paths into its script as they are.
+    python = {"python": shlex.quote(sys.executable)}
+    options = {"security": True, "shared_temp_directory": str(certificates)} | python | config.slurm
     options["processes"] = cores
     options["scheduler_options"] = scheduler | dict(config.slurm.get("scheduler_options", {}))
     options["job_script_prologue"] = prologue + list(asked.get("job_script_prologue") or [])
@@ -99,6 +106,8 @@ def slurm_jobs(config: LabelConfig, folder: Path) -> Iterator[Any]:
         done.set()
         with suppress(Exception):  # what goes wrong while closing cannot hurt a label any more
             cluster.close(timeout=10)
+        if certificates != folder:
+            shutil.rmtree(certificates, ignore_errors=True)
 
 
 def _wait_for_submission(cluster: Any) -> None:
