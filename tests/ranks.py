@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from distillase.ase_calcs.progress import SilentProgress
 from distillase.datasets.store import Dataset
 from distillase.training.batches import EdgeBudgetSampler, FrameTable, SharedTable
 from distillase.training.config import EngineConfig, LossConfig, ModelConfig, TrainConfig
-from distillase.training.engine import make_engine
+from distillase.training.engine import NonFiniteLoss, OutOfMemory, TorchEngine, make_engine
 from distillase.training.loop import LoopState, TrainLoop
 from distillase.training.optimizers import ExponentialAverage
 from distillase.training.plan import optimizer_numbers
@@ -77,6 +78,33 @@ def follow(path: Path, world: World, name: str, zero: int, folder: Path) -> dict
     }
 
 
+def act_together(path: Path, world: World, folder: Path) -> list[str]:
+    """What every process raises, and whether weights move, when the last one runs out of memory, or into a NaN."""
+    table = make_tables(path, world, folder, "float64")[0]
+    potential = prepare_potential(replace(MODEL, dtype="float64"), (1, 6, 8), table, seed=0)
+    task = PotentialTask(potential, LossConfig())
+    engine = TorchEngine(task, BASE, table.batch([0, 1]), world)
+    forward, found = engine._forward, []
+    before = [p.detach().clone() for p in task.parameters()]
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    def not_a_number(*inputs: Any) -> Any:
+        loss, sums = forward(*inputs)
+        return loss * torch.nan, sums * torch.nan
+
+    for broken in (full, not_a_number):
+        if world.rank == world.size - 1:
+            engine._forward = broken  # type: ignore[assignment]
+        try:
+            engine.step([table.batch([world.rank])], 1e-3)
+        except (OutOfMemory, NonFiniteLoss) as error:
+            found.append(type(error).__name__)
+    same = all(torch.equal(p, old) for p, old in zip(task.parameters(), before, strict=True))
+    return [*found, "kept" if same else "moved"]
+
+
 class Killed(Exception):
     """Stands for the end of a process after some step."""
 
@@ -121,6 +149,7 @@ def main(path: str, out: str) -> None:
     with join_world() as world:
         make_tables(Path(path), world, Path(out), "float32")
         np.save(Path(out) / f"rows-rank{world.rank}.npy", sum(rows))
+        np.save(Path(out) / f"together-rank{world.rank}.npy", act_together(Path(path), world, Path(out)))
         for zero in (0, 1, 2):
             for name in CASES:
                 found = follow(Path(path), world, name, zero, Path(out))

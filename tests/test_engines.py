@@ -73,6 +73,11 @@ def test_two_processes_take_the_steps_of_one(name: str, zero: int, dataset: Path
     assert np.ptp(alone["weights"] - alone["average"]) > 1e-6
 
 
+def test_what_stops_one_process_stops_all(two_ranks: Path) -> None:
+    for rank in range(2):
+        assert np.load(two_ranks / f"together-rank{rank}.npy").tolist() == ["OutOfMemory", "NonFiniteLoss", "kept"]
+
+
 def test_no_process_reads_the_whole_dataset(dataset: Path, two_ranks: Path) -> None:
     with Dataset(dataset) as data:
         atoms = data.n_atoms
