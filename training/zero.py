@@ -89,6 +89,7 @@ class ZeroEngine:
             if k < len(batches):
                 total += sums
         self.world.sum(total)
+        refuse_non_finite(float(total[self.task.sum_names.index("loss")]), 0.0)
         self._engine.step()
         norm = float(self._engine.get_global_grad_norm())
         refuse_non_finite(float(total[self.task.sum_names.index("loss")]), norm)
