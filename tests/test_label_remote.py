@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from distributed import Client
 from distributed.security import Security
 from test_labelling import CALCULATORS, arrays, calls, ethanol, first_atom, springs
 
@@ -171,10 +173,13 @@ def test_a_scheduler_that_wants_certificates(tmp_path: Path, calculators: Path) 
         config = LabelConfig(scheduler=dask.address, tls=TlsConfig(**files))
         result = label_structures(ethanol(12), tmp_path / "out", teacher=springs(), config=config)
         assert result.n_labelled == 12
-        with pytest.raises(InputError, match="certificates"):
+        with pytest.raises(InputError, match="certificates") as refused:
             label_structures(
                 ethanol(12, seed=1), tmp_path / "other", teacher=springs(), config=LabelConfig(scheduler=dask.address)
             )
+        # A client that has failed and still lives would close itself at any later time, and may lock up then.
+        del refused
+        assert not [c for c in gc.get_objects() if type(c) is Client and c.status not in ("closed", "running")]
 
 
 def test_workers_that_cannot_be_used_are_refused(tmp_path: Path, calculators: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -82,6 +83,7 @@ class WorkerPool:
             except InputError:
                 time.sleep(1.0)
             else:
+                gc.collect()  # the old one, see `connect`
                 _wait_for_workers(self.client, 1, None, _GONE_S)
                 return
         raise DistillaseError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shlex
 import shutil
@@ -44,10 +45,14 @@ def connect(config: LabelConfig) -> Any:
     try:
         return Client(config.scheduler, timeout=_ANSWER_S, set_as_default=False, security=security)
     except failures as error:
-        raise InputError(
-            f"No dask scheduler answers at {config.scheduler} ({error}). Is `dask scheduler` running there, and does "
-            "it speak the same protocol (tcp:// or tls://) with certificates of the same authority?"
-        ) from error
+        problem = str(error)
+    # What is left of that client closes itself when it is collected. In the start of another thread, say, that is a
+    # deadlock (distributed 2026.8): so now, and the error keeps nothing of it alive.
+    gc.collect()
+    raise InputError(
+        f"No dask scheduler answers at {config.scheduler} ({problem}). Is `dask scheduler` running there, and does "
+        "it speak the same protocol (tcp:// or tls://) with certificates of the same authority?"
+    )
 
 
 @contextmanager
