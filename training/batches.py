@@ -396,7 +396,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     """One batch of all their structures, in order."""
     if len(batches) == 1:
         return batches[0]
-    columns = {name: [] for name in batches[0].tensors()}  # type: dict[str, list[Tensor]]
+    columns: dict[str, list[Tensor]] = {name: [] for name in batches[0].tensors()}
     atoms = systems = 0
     for batch in batches:
         for name, tensor in batch.tensors().items():

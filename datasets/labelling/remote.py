@@ -97,6 +97,8 @@ def slurm_jobs(config: LabelConfig, folder: Path) -> Iterator[Any]:
     try:
         cluster = jobqueue.SLURMCluster(**options)
     except (TypeError, ValueError) as error:
+        if certificates != folder:
+            shutil.rmtree(certificates, ignore_errors=True)
         raise InputError(
             f"`labelling.slurm` is {config.slurm!r}, which dask_jobqueue.SLURMCluster does not take: {error}"
         ) from error

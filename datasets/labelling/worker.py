@@ -106,8 +106,8 @@ def read_marker(labels_dir: Path, name: str) -> Marker | None:
 def begun(labels_dir: Path, name: str) -> Literal["no", "at work", "left"]:
     """How far a block has come whose worker cannot be asked any more.
 
-    ``"no"`` after it has been done, too; from now on nobody begins it any more. ``"at work"``: its worker lives.
-    ``"left"``: its worker is dead.
+    ``"no"``: nobody has begun it, and from now on nobody does. ``"at work"``: its worker lives. ``"left"``: it is done,
+    or its worker is dead; the parts tell.
     """
     try:
         os.close(os.open(marker_path(labels_dir, name), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644))
@@ -168,7 +168,9 @@ def _check_place(labels_dir: Path, stamp: TeacherStamp) -> None:
     Raises
     ------
     DataError
-        It does not see the folder, has another version of the teacher, or runs blocks in several threads.
+        It does not see the folder, or has another version of the teacher.
+    InputError
+        It runs blocks in several threads.
     """
     where = f"The worker on {os.uname().nodename}"
     if not work_dir(labels_dir).is_dir():
