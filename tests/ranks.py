@@ -134,6 +134,11 @@ def learn(path: Path, folder: Path, world: World, zero: int, stop: int = 0) -> n
     return torch.cat([p.detach().reshape(-1) for p in task.parameters()]).numpy()
 
 
+def names_of_threads() -> list[str]:
+    """Of this process, those of C++ among them."""
+    return sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+
+
 def main(path: str, out: str) -> None:
     """Every case on every engine, and trainings that end or begin with another number of processes."""
     torch.set_num_threads(1)
@@ -157,6 +162,7 @@ def main(path: str, out: str) -> None:
             learn(Path(path), Path(out) / f"two-then-one-{zero}", world, zero, stop=5)
             weights = learn(Path(path), Path(out) / f"one-then-two-{zero}", world, zero)
             np.save(Path(out) / f"one-then-two-{zero}-rank{world.rank}.npy", weights)
+    (Path(out) / f"threads-rank{world.rank}").write_text("\n".join(names_of_threads()))
 
 
 if __name__ == "__main__":

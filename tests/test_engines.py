@@ -78,6 +78,14 @@ def test_what_stops_one_process_stops_all(two_ranks: Path) -> None:
         assert np.load(two_ranks / f"together-rank{rank}.npy").tolist() == ["OutOfMemory", "NonFiniteLoss", "kept"]
 
 
+def test_no_thread_of_a_group_outlives_the_world(two_ranks: Path) -> None:
+    """One that drops its last tensor while Python ends would abort the process, and torchrun call the run failed."""
+    for rank in range(2):
+        names = (two_ranks / f"threads-rank{rank}").read_text().split("\n")
+        assert "python" in names
+        assert not [name for name in names if "gloo" in name]
+
+
 def test_no_process_reads_the_whole_dataset(dataset: Path, two_ranks: Path) -> None:
     with Dataset(dataset) as data:
         atoms = data.n_atoms

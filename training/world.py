@@ -6,8 +6,10 @@ carries tensors on the CPU, NCCL those on GPUs.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Before there is a group, or the default arguments of its functions keep that group, and its threads, to the end.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from ..ase_calcs.errors import DistillaseError
@@ -145,7 +150,22 @@ def join_world(device: str = "cpu") -> Iterator[World]:
         raise
     finally:
         if mine:
-            dist.destroy_process_group()
+            _leave()
+
+
+def _leave() -> None:
+    """End the group, and see that its threads end with it.
+
+    A thread of gloo that lives on lets go of the last tensors some time after their message has arrived. If Python is
+    ending by then it aborts the process ("terminate called without an active exception"), and torchrun takes a training
+    that is over for one that failed. The threads are joined when nothing refers to the group any more.
+    """
+    gc.collect()  # DeepSpeed's engines are cycles and refer to groups
+    comm = sys.modules.get("deepspeed.comm")
+    if comm is not None and comm.is_initialized():
+        comm.destroy_process_group()  # DeepSpeed's groups too
+    else:
+        dist.destroy_process_group()
 
 
 def _on_gpus(kind: str) -> bool:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from ..ase_calcs.errors import InputError, require
 from .config import TrainConfig
@@ -54,6 +56,7 @@ class ZeroEngine:
         if self.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed takes any GPU that it finds
         deepspeed: Any = require("deepspeed", extra="deepspeed", purpose="train with `engine.zero`")
+        _forget_groups()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         settings = {
             "train_micro_batch_size_per_gpu": 1,
@@ -73,6 +76,8 @@ class ZeroEngine:
             self._engine, self.optimizer, *_ = deepspeed.initialize(
                 model=task, optimizer=make_optimizer(config, task.network), config=settings, dist_init_required=False
             )
+        # Its hooks on the gradients hold it from C++, where Python's collector does not see them.
+        weakref.finalize(self, self._engine.destroy).atexit = False
 
     def step(self, batches: Sequence[TaskBatch], lr: float, counts: Tensor | None = None) -> tuple[Tensor, float]:
         """See `Engine.step`."""
@@ -158,6 +163,16 @@ class ZeroEngine:
                 first = self.world.rank * stretch.numel()
                 mine[name] = padded[first : first + stretch.numel()].clone().view_as(stretch)
             inner.state[stretch] = mine
+
+
+def _forget_groups() -> None:
+    """Replace groups among default arguments, which would keep them and their threads to the end, by None: the same."""
+    from deepspeed.comm.torch import TorchBackend
+
+    for function in vars(TorchBackend).values():
+        defaults = getattr(function, "__defaults__", None) or ()
+        if any(isinstance(value, ProcessGroup) for value in defaults):
+            function.__defaults__ = tuple(None if isinstance(value, ProcessGroup) else value for value in defaults)
 
 
 @contextmanager
