@@ -18,27 +18,35 @@ if TYPE_CHECKING:
     from .modelfile import load_model, save_model
     from .painn import PaiNN
     from .potential import Potential
+    from .proteins.calculator import CoarseGrainedCalculator
+    from .proteins.chains import coarse_grained_atoms, read_beads_pdb
     from .teachers import make_teacher
 
 _HOME = {
     "AtomGraph": "graph",
+    "CoarseGrainedCalculator": "proteins.calculator",
     "PaiNN": "painn",
     "Potential": "potential",
     "PotentialCalculator": "calculator",
     "check_calculator": "contract",
+    "coarse_grained_atoms": "proteins.chains",
     "load_model": "modelfile",
     "make_teacher": "teachers",
+    "read_beads_pdb": "proteins.chains",
     "save_model": "modelfile",
 }
 
 __all__ = [
     "AtomGraph",
+    "CoarseGrainedCalculator",
     "PaiNN",
     "Potential",
     "PotentialCalculator",
     "check_calculator",
+    "coarse_grained_atoms",
     "load_model",
     "make_teacher",
+    "read_beads_pdb",
     "save_model",
 ]
 

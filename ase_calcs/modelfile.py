@@ -23,6 +23,7 @@ from .errors import InputError, ModelFileError, did_you_mean
 from .jumps import EGNNJump, JumpNetwork, PaiNNJump, TransformerJump
 from .painn import PaiNN
 from .potential import ModelHeader, Potential
+from .proteins.model import CoarseGrainedModel
 
 FORMAT_VERSION = 1
 HEADER_KEY = "distillase"
@@ -30,6 +31,13 @@ ARCHITECTURES: dict[str, Callable[..., Potential]] = {PaiNN.architecture: PaiNN}
 JUMPS: dict[str, Callable[..., JumpNetwork]] = {
     kind.architecture: kind for kind in (PaiNNJump, EGNNJump, TransformerJump)
 }
+COARSE: dict[str, Callable[..., CoarseGrainedModel]] = {CoarseGrainedModel.architecture: CoarseGrainedModel}
+# What a file can hold, and who takes it.
+KINDS: tuple[tuple[Mapping[str, Callable[..., Any]], str], ...] = (
+    (ARCHITECTURES, "a potential: give it to `PotentialCalculator`"),
+    (JUMPS, "a jump network: give it to `LearnedJump`"),
+    (COARSE, "a coarse-grained force field: give it to `CoarseGrainedCalculator`"),
+)
 UNITS = {"energy": "eV", "length": "Å", "charge": "e"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # upgrade_vN_to_vN+1(header, tensors) → (header, tensors), keyed by N.
@@ -70,7 +78,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def save_model(path: str | Path, potential: Potential | JumpNetwork, header: ModelHeader | None = None) -> Path:
+def save_model(
+    path: str | Path, potential: Potential | JumpNetwork | CoarseGrainedModel, header: ModelHeader | None = None
+) -> Path:
     """Write a model file atomically (temporary name, fsync, rename); returns its path.
 
     `header` defaults to the potential's own.
@@ -122,20 +132,26 @@ def load_model(
     ModelFileError
         Not a model file, damaged, or of a newer format.
     """
-    return _load(Path(path), ARCHITECTURES, "a jump network: give it to `LearnedJump`", dtype, device)
+    return _load(Path(path), ARCHITECTURES, dtype, device)
 
 
 def load_jump(
     path: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
 ) -> JumpNetwork:
     """Load a jump network; arguments and errors are those of `load_model`."""
-    return _load(Path(path), JUMPS, "a potential: give it to `PotentialCalculator`", dtype, device)
+    return _load(Path(path), JUMPS, dtype, device)
+
+
+def load_coarse_grained(
+    path: str | Path, *, dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu"
+) -> CoarseGrainedModel:
+    """Load a coarse-grained force field; arguments and errors are those of `load_model`."""
+    return _load(Path(path), COARSE, dtype, device)
 
 
 def _load(
     path: Path,
     known: Mapping[str, Callable[..., Any]],
-    other: str,
     dtype: torch.dtype | str | None,
     device: torch.device | str,
 ) -> Any:
@@ -145,8 +161,9 @@ def _load(
         if dtype not in DTYPES:
             raise InputError(f"Unknown dtype `{dtype}`{did_you_mean(dtype, DTYPES)}")
         dtype = DTYPES[dtype]
-    if header.get("architecture") in {**ARCHITECTURES, **JUMPS} and header["architecture"] not in known:
-        raise ModelFileError(f"{path} holds {other} (architecture `{header['architecture']}`).")
+    for kind, other in KINDS:
+        if header.get("architecture") in kind and kind is not known:
+            raise ModelFileError(f"{path} holds {other} (architecture `{header['architecture']}`).")
     try:
         network = _build(
             known,

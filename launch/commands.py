@@ -396,6 +396,7 @@ def bench(
 
 def _mount_other_commands() -> None:
     from . import trajectory_cli  # noqa: F401 (adds its command to `app`)
+    from .cg_cli import cg_app
     from .cluster_cli import launch_app
     from .dataset_cli import app as dataset_app
     from .dynamics_cli import TakesLists, evaluate_dynamics
@@ -405,6 +406,7 @@ def _mount_other_commands() -> None:
     app.command("evaluate-dynamics", cls=TakesLists)(evaluate_dynamics)
     app.add_typer(dataset_app, name="dataset")
     app.add_typer(launch_app, name="launch")
+    app.add_typer(cg_app, name="cg")
 
 
 _mount_other_commands()

@@ -1,0 +1,169 @@
+"""`distillase cg`: proteins with one bead per residue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..ase_calcs.errors import InputError
+from .progress import make_progress
+
+cg_app = typer.Typer(
+    name="cg",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Proteins with one bead per residue: from a sequence or a PDB file to a force field that runs.
+
+    distillase cg reference 1uao.pdb --exchange --temperatures 300 --nanoseconds 2 --out runs/chignolin/reference
+
+    distillase cg map runs/chignolin/reference --temperatures 300 --out runs/chignolin/beads.h5
+
+    distillase cg prior runs/chignolin/beads.h5 --out runs/chignolin
+
+    distillase cg simulate runs/chignolin/prior.safetensors 1uao.pdb --out runs/chignolin/simulation
+""",
+)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="What is written.", show_default=False)]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+
+
+def _numbers(text: str, what: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"`{what}` is {text!r}; give numbers with commas between them, in K.") from None
+
+
+@cg_app.command()
+def reference(
+    protein: Annotated[
+        str, typer.Argument(help="A PDB or mmCIF file, or a sequence of one-letter codes.", show_default=False)
+    ],
+    out: Out,
+    nanoseconds: Annotated[float, typer.Option(help="Of every start at every temperature.")] = 1.0,
+    temperatures: Annotated[str, typer.Option(help="K, with commas between them.")] = "300,350,400",
+    starts: Annotated[
+        Optional[str],  # noqa: UP045 (typer reads the annotation at run time)
+        typer.Option(
+            help="`folded`, `extended`, `unfolded`, `pulled`, with commas between them. Default: all of them for a "
+            "file, `extended,unfolded` for a sequence.",
+            show_default=False,
+        ),
+    ] = None,
+    exchange: Annotated[
+        bool, typer.Option("--exchange", help="Temperatures exchange configurations, on a ladder up to 500 K.")
+    ] = False,
+    interval: Annotated[float, typer.Option(help="ps between frames.")] = 1.0,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 4.0,
+    water: Annotated[str, typer.Option(help="`obc2` (implicit) or `tip3p` (explicit).")] = "obc2",
+    workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes; 0: one per core.")] = 0,
+    seed: Seed = 0,
+) -> None:
+    """All-atom dynamics (amber14 in OpenMM) with forces, from several starts and temperatures.
+
+    Interrupt it at any moment; the same command goes on where it stopped, bit by bit. With more `--nanoseconds` it adds
+    to what is there.
+    """
+    from ..datasets.proteins import ReferenceConfig, SystemConfig
+    from .proteins import make_reference
+
+    chosen = tuple(part.strip() for part in starts.split(",")) if starts else ("extended",)
+    config = ReferenceConfig(
+        nanoseconds=nanoseconds,
+        temperatures=_numbers(temperatures, "--temperatures"),
+        starts=chosen,  # type: ignore[arg-type]  # checked there
+        exchange=exchange,
+        interval=interval,
+        timestep=timestep,
+        system=SystemConfig(water=water),  # type: ignore[arg-type]
+    )
+    make_reference(
+        protein, out, config, default_starts=not starts, seed=seed, workers=workers, progress=make_progress()
+    )
+
+
+@cg_app.command("map")
+def map_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of `cg reference`; or the PDB file of a trajectory's atoms, with --trajectory and --forces; "
+            "or an .npz file with R, F, species and mask.",
+            show_default=False,
+        ),
+    ],
+    out: Out,
+    kind: Annotated[
+        str, typer.Option("--map", help="`optimal`, `basic` or `raw`: which atomic forces are added up.")
+    ] = "optimal",
+    temperatures: Annotated[
+        str, typer.Option(help="K: take these of the reference (default: all); of a trajectory, its own.")
+    ] = "",
+    name: Annotated[str, typer.Option(help="Of the protein. Default: that of the folder or file.")] = "",
+    trajectory: Annotated[str, typer.Option(help="A DCD, XTC or TRR file.")] = "",
+    forces: Annotated[str, typer.Option(help="An .npy file with the forces (T, N, 3) on all atoms.")] = "",
+    unit: Annotated[str, typer.Option(help="Of these forces: `eV/A`, `kcal/mol/A` or `kJ/mol/nm`.")] = "eV/A",
+    npz: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also write a small .npz file (float32: R, F, species, mask).", show_default=False),
+    ] = None,
+) -> None:
+    """Forces of all atoms onto one bead per residue, at its Cα: a dataset to learn from."""
+    from .proteins import map_onto_beads
+
+    map_onto_beads(
+        source, out, kind=kind, name=name, temperatures=_numbers(temperatures, "--temperatures"),  # type: ignore[arg-type]
+        trajectory=trajectory, forces=forces, unit=unit, npz=npz, progress=make_progress(),
+    )  # fmt: skip
+
+
+@cg_app.command()
+def prior(
+    dataset: Annotated[Path, typer.Argument(help="A dataset of beads, from `cg map`.", show_default=False)],
+    out: Out,
+    temperature: Annotated[float, typer.Option(help="K, of the frames to fit to.")] = 300.0,
+    repulsion: Annotated[str, typer.Option(help="Between beads six or more apart: `power4` or `lj12-6`.")] = "power4",
+    picoseconds: Annotated[float, typer.Option(help="Of the simulation that it must stand.")] = 100.0,
+    seed: Seed = 0,
+) -> None:
+    """Fit bonds, angles, dihedrals and repulsion, and simulate with them alone; what is not stable is refused."""
+    from ..training.proteins.prior_fit import PriorConfig
+    from .proteins import make_prior
+
+    progress = make_progress()
+    path = make_prior(
+        dataset, out, PriorConfig(repulsion=repulsion), temperature=temperature,  # type: ignore[arg-type]
+        picoseconds=picoseconds, seed=seed, progress=progress,
+    )  # fmt: skip
+    progress.say(f"\n{path}: CoarseGrainedCalculator({str(path)!r})")
+
+
+@cg_app.command()
+def simulate(
+    model: Annotated[Path, typer.Argument(help="A coarse-grained force field.", show_default=False)],
+    start: Annotated[str, typer.Argument(help="A PDB file, or a sequence (an extended chain).", show_default=False)],
+    out: Out,
+    picoseconds: Annotated[float, typer.Option(help="Of each replica.")] = 1000.0,
+    replicas: Annotated[int, typer.Option(min=1, help="Advanced together.")] = 8,
+    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    timestep: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="fs. Default: a twelfth of the fastest bond's period.", show_default=False),
+    ] = None,
+    friction: Annotated[float, typer.Option(help="1/fs (0.001 is 1/ps).")] = 0.001,
+    interval: Annotated[float, typer.Option(help="ps between frames.")] = 1.0,
+    part: Annotated[str, typer.Option(help="`hybrid`, `prior` or `network`.")] = "hybrid",
+    seed: Seed = 0,
+) -> None:
+    """Langevin dynamics of many replicas at once. A replica that goes wrong ends, and the exit code is 2."""
+    from ..ase_calcs.proteins.simulate import SimulationConfig
+    from .proteins import simulate as run
+
+    config = SimulationConfig(
+        picoseconds=picoseconds, temperature_K=temperature, timestep=timestep, friction=friction, interval=interval
+    )
+    run(model, start, out, config, replicas=replicas, seed=seed, part=part, progress=make_progress())

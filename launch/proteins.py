@@ -1,0 +1,246 @@
+"""What the commands `distillase cg …` do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..ase_calcs.errors import DataError, InputError
+from ..ase_calcs.progress import Progress
+from ..ase_calcs.units import KCAL_PER_MOL
+from ..datasets.proteins.beads import BeadFrames, load_npz, read_beads, save_npz, write_beads, write_mapped
+from ..datasets.proteins.build import AllAtom, build_sequence, read_protein
+from ..datasets.proteins.frames import Piece, dynamics_pieces, open_dynamics, open_reference, reference_pieces
+from ..datasets.proteins.mapping import MapKind
+from ..datasets.proteins.reference import RECORD, ReferenceConfig, run_reference
+from .pipeline import available_cores
+from .stages import write_text
+from .summary import plain_table, render
+
+TOLERANCE = 1.0  # K, within which frames count as of a temperature
+
+
+def load_protein(text: str) -> tuple[AllAtom, bool]:
+    """A PDB or mmCIF file, or a sequence; and whether it is a file, whose structure counts as folded."""
+    path = Path(text)
+    if path.suffix.lower() in (".pdb", ".ent", ".cif", ".mmcif") or path.is_file():
+        return read_protein(path), True
+    return build_sequence(text), False
+
+
+def make_reference(
+    protein: str,
+    folder: Path,
+    config: ReferenceConfig,
+    *,
+    default_starts: bool,
+    seed: int,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """`distillase cg reference`."""
+    from dataclasses import replace
+
+    made, folded = load_protein(protein)
+    for note in made.notes:
+        progress.say(f"  {note}")
+    if default_starts:
+        config = replace(
+            config, starts=("folded", "extended", "unfolded", "pulled") if folded else ("extended", "unfolded")
+        )
+    elif not folded and {"folded", "pulled"} & set(config.starts):
+        raise InputError("`folded` and `pulled` start from a structure, and a sequence is none: give a PDB file.")
+    progress.say(
+        f"{made.sequence}: {len(made.positions)} atoms, {config.nanoseconds:g} ns from each of {config.starts}"
+    )
+    run_reference(made, folder, config, seed=seed, workers=workers or available_cores(), progress=progress)
+    progress.say("\n" + _reference_table(folder))
+
+
+def _reference_table(folder: Path) -> str:
+    record = json.loads((folder / RECORD).read_text())
+    table = plain_table({"start": "left", "K": "left", "frames": "right", "exchanged": "right", "core-hours": "right"})
+    for job in sorted((folder / "frames").iterdir()):
+        files = sorted(job.glob("[0-9]*.npz"))
+        with np.load(files[-1]) as last:
+            exchanges, seconds = last["state_exchanges"], float(last["state_seconds"])
+            frames = len(last["energies"][0]) * (len(files) - 1) if len(files) > 1 else 0
+        rungs = record["ladder"] if record["exchange"] else [job.name.rsplit("-", 1)[1].rstrip("K")]
+        share = f"{exchanges[:, 1].sum() / exchanges[:, 0].sum():.0%}" if len(exchanges) and exchanges.sum() else ""
+        kelvins = " ".join(f"{float(t):.0f}" for t in rungs)
+        table.add_row(job.name.rsplit("-", 1)[0], kelvins, f"{len(rungs)} × {frames}", share, f"{seconds / 3600:.2f}")
+    return render(table)
+
+
+def map_onto_beads(
+    source: str,
+    out: Path,
+    *,
+    kind: MapKind,
+    name: str,
+    temperatures: tuple[float, ...],
+    trajectory: str,
+    forces: str,
+    unit: str,
+    npz: Path | None,
+    progress: Progress,
+) -> None:
+    """`distillase cg map`."""
+    pieces: Callable[[], Iterable[Piece]]
+    if source.endswith(".npz"):
+        proteins = load_npz(source, name=name, force_unit=unit)
+        write_beads(out, proteins, {"source": {"npz": Path(source).name}})
+        for protein in proteins:
+            progress.say(f"{protein.name} ({protein.sequence}): {len(protein.positions)} frames")
+    else:
+        if trajectory:
+            if not forces or len(temperatures) != 1:
+                raise InputError(
+                    "Frames of a trajectory need the forces on all atoms (`--forces F.npy`, one (T, N, 3) array) and "
+                    "one `--temperatures`, at which they were sampled."
+                )
+            described = open_dynamics(source, name)
+            pieces = lambda: dynamics_pieces(source, trajectory, forces, unit, temperatures[0])  # noqa: E731
+        else:
+            described = open_reference(source, name)
+            pieces = lambda: reference_pieces(source, temperatures)  # noqa: E731
+        result = write_mapped(out, described, pieces, kind)
+        progress.say(f"{described.name} ({described.sequence}): {result.frames} frames, map `{kind}`\n")
+        table = plain_table(
+            {"force map": "left", "RMS, first half": "right", "second half": "right", "kcal/mol/Å": "left"}
+        )
+        for label, (first, second) in result.rms.items():
+            table.add_row(label, f"{first / KCAL_PER_MOL:.2f}", f"{second / KCAL_PER_MOL:.2f}", "")
+        progress.say(render(table))
+    if npz is not None:
+        save_npz(npz, read_beads(out), note=f"made by `distillase cg map` from {Path(source).name}")
+        progress.say(f"{npz}: {npz.stat().st_size / 1e6:.2f} MB")
+
+
+def frames_at(path: Path, temperature: float) -> list[BeadFrames]:
+    """Frames of a dataset at one temperature (those of unknown temperature are taken to be of it)."""
+    found = []
+    for protein in read_beads(path):
+        rows = np.isnan(protein.temperatures) | (np.abs(protein.temperatures - temperature) < TOLERANCE)
+        if rows.any():
+            found.append(protein.select(rows))
+    if not found:
+        raise DataError(f"{path} has no frames within {TOLERANCE:g} K of {temperature:g} K.")
+    return found
+
+
+def make_prior(
+    dataset: Path, folder: Path, config: Any, *, temperature: float, picoseconds: float, seed: int, progress: Progress
+) -> Path:
+    """`distillase cg prior`: fit, simulate, and refuse what is not stable."""
+    from ..ase_calcs.modelfile import save_model
+    from ..ase_calcs.potential import ModelHeader
+    from ..ase_calcs.proteins.model import CoarseGrainedModel
+    from ..ase_calcs.proteins.simulate import SimulationConfig
+    from ..datasets.store import Dataset
+    from ..training.proteins.prior_fit import fit_prior
+    from ..training.proteins.stability import require_stable, simulate_proteins
+
+    proteins = frames_at(dataset, temperature)
+    fit = fit_prior(proteins, temperature, config, progress=progress, seed=seed)
+    table = plain_table({"forces, kcal/mol/Å per component": "left", "RMS": "right"})
+    for label, key in (
+        ("as mapped (a model of zero has this error)", "total"),
+        ("less a prior from Boltzmann inversion", "inversion"),
+        (f"less a prior from force matching ({fit.steps} steps of L-BFGS)", "matching"),
+    ):
+        table.add_row(label, f"{fit.rms_force[key] / KCAL_PER_MOL:.3f}")
+    progress.say(render(table) + "\n")
+    elements = sorted({int(t) + 1 for p in proteins for t in p.types})
+    model = CoarseGrainedModel(elements, prior=fit.prior.hyperparameters, temperature=temperature)
+    model.prior.load_state_dict(fit.prior.state_dict())
+    with Dataset(dataset) as data:
+        model.header = ModelHeader(
+            teacher="all-atom dynamics", dataset_hash=data.content_hash, metrics={"rms_force": fit.rms_force}
+        )
+    found = simulate_proteins(
+        model, proteins, SimulationConfig(picoseconds=picoseconds, temperature_K=temperature), seed=seed, part="prior",
+        progress=progress,
+    )  # fmt: skip
+    progress.say(stability_table(found))
+    require_stable(found, temperature)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = save_model(folder / "prior.safetensors", model)
+    write_text(folder / "prior.json", json.dumps({"config": asdict(config), "rms_force": fit.rms_force}, indent=1))
+    return path
+
+
+def stability_table(found: Iterable[Any]) -> str:
+    """One line for each protein that was simulated."""
+    table = plain_table(
+        {
+            "protein": "left",
+            "replicas": "right",
+            "ps": "right",
+            "survived": "right",
+            "K": "right",
+            "shortest, Å": "right",
+            "ns/day": "right",
+        }
+    )
+    for one in found:
+        result = one.result
+        each = result.steps.max() * result.timestep / 1000
+        speed = result.steps.sum() * result.timestep * 1e-6 / max(result.seconds, 1e-9) * 86400
+        table.add_row(
+            one.name, str(result.positions.shape[1]), f"{each:g}", f"{result.survivors:.0%}",
+            f"{result.temperatures.mean():.1f}", f"{np.min(result.shortest):.2f}", f"{speed:.0f}",
+        )  # fmt: skip
+    return render(table)
+
+
+def simulate(
+    model_file: Path, start: str, out: Path, config: Any, *, replicas: int, seed: int, part: str, progress: Progress
+) -> None:
+    """`distillase cg simulate`."""
+    from ..ase_calcs.modelfile import load_coarse_grained
+    from ..ase_calcs.proteins.chains import Chains, extended_chain, read_beads_pdb, write_pdb
+    from ..ase_calcs.proteins.simulate import ReplicaLangevin
+    from ..training.proteins.stability import Stability
+
+    model = load_coarse_grained(model_file)
+    if Path(start).is_file():
+        atoms = read_beads_pdb(start)
+        chains, begin = Chains.from_atoms(atoms), atoms.positions
+    else:
+        chains, begin = Chains.from_sequence(start), extended_chain(start)
+    if abs(model.temperature - config.temperature_K) > TOLERANCE:
+        progress.say(
+            f"Note: the forces of this model are mean forces at {model.temperature:g} K; at {config.temperature_K:g} K "
+            "they are an approximation."
+        )
+    dynamics = ReplicaLangevin(
+        model,
+        chains,
+        np.repeat(begin[None], replicas, 0),
+        config,
+        seed=seed,
+        part=part,  # type: ignore[arg-type]
+    )
+    progress.say(f"{len(chains)} beads, {replicas} replicas, a time step of {dynamics.timestep:g} fs")
+    with progress.task("simulation, ps", config.picoseconds * replicas) as task:
+        result = dynamics.run(task.advance)
+    progress.say(stability_table([Stability(Path(start).stem, result, not result.troubles)]))
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        out / "trajectory.npz", positions=result.positions.astype(np.float32), energies=result.energies,
+        sequence=chains.sequence, interval_ps=config.interval,
+    )  # fmt: skip
+    frames = result.positions[:, 0]
+    frames = frames[np.isfinite(frames).all((1, 2))]
+    write_text(out / "replica-0.pdb", write_pdb(chains.sequence, list(frames[:: max(1, len(frames) // 200)])))
+    if result.troubles:
+        lines = "; ".join(f"replica {t.replica} after {t.picoseconds:.1f} ps: {t.reason}" for t in result.troubles[:5])
+        raise DataError(
+            f"{len(result.troubles)} of {replicas} replicas ended early: {lines}. Frames up to there are in {out}."
+        )
