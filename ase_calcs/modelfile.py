@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
+from .allegro import Allegro
 from .errors import InputError, ModelFileError, did_you_mean
 from .jumps import EGNNJump, JumpNetwork, PaiNNJump, TransformerJump
 from .painn import PaiNN
@@ -27,7 +28,7 @@ from .proteins.model import CoarseGrainedModel
 
 FORMAT_VERSION = 1
 HEADER_KEY = "distillase"
-ARCHITECTURES: dict[str, Callable[..., Potential]] = {PaiNN.architecture: PaiNN}
+ARCHITECTURES: dict[str, Callable[..., Potential]] = {kind.architecture: kind for kind in (PaiNN, Allegro)}
 JUMPS: dict[str, Callable[..., JumpNetwork]] = {
     kind.architecture: kind for kind in (PaiNNJump, EGNNJump, TransformerJump)
 }

@@ -21,9 +21,9 @@ cg_app = typer.Typer(
 
     distillase cg map runs/chignolin/reference --temperatures 300 --out runs/chignolin/beads.h5
 
-    distillase cg prior runs/chignolin/beads.h5 --out runs/chignolin
+    distillase cg train runs/chignolin/beads.h5 --out runs/chignolin
 
-    distillase cg simulate runs/chignolin/prior.safetensors 1uao.pdb --out runs/chignolin/simulation
+    distillase cg simulate runs/chignolin/model.safetensors 1uao.pdb --out runs/chignolin/simulation
 """,
 )
 
@@ -139,6 +139,38 @@ def prior(
         dataset, out, PriorConfig(repulsion=repulsion), temperature=temperature,  # type: ignore[arg-type]
         picoseconds=picoseconds, seed=seed, progress=progress,
     )  # fmt: skip
+    progress.say(f"\n{path}: CoarseGrainedCalculator({str(path)!r})")
+
+
+@cg_app.command()
+def train(
+    dataset: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="A dataset of beads, from `cg map`.", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is written.")] = Path("cg"),
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="`default`, `large`, or a YAML file.")] = "default",
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+    ] = None,
+    picoseconds: Annotated[float, typer.Option(help="Of the simulations that prior and hybrid must stand.")] = 100.0,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the complete recipe, every key with its value, and stop.")
+    ] = False,
+) -> None:
+    """A prior, a network for what it leaves, and simulations of both. Interrupted, the same command goes on."""
+    from .config import dump_recipe, load_bead_recipe
+    from .proteins import make_hybrid
+
+    chosen = load_bead_recipe(recipe, settings or ())
+    if print_config:
+        typer.echo(dump_recipe(chosen), nl=False)
+        return
+    if dataset is None:
+        raise InputError("There is nothing to learn from: name a dataset of beads (`distillase cg map` makes one).")
+    progress = make_progress()
+    path = make_hybrid(dataset, out, chosen, picoseconds=picoseconds, progress=progress)
     progress.say(f"\n{path}: CoarseGrainedCalculator({str(path)!r})")
 
 

@@ -24,6 +24,7 @@ from ..datasets.labelling import LabelConfig
 from ..datasets.sampling import SamplingConfig
 from ..training.config import ModelConfig, SplitConfig, TrainConfig
 from ..training.jumps.config import JumpRecipe
+from ..training.proteins.config import BeadRecipe
 from ..training.report.config import ReportConfig
 
 
@@ -104,6 +105,11 @@ def load_jump_recipe(source: str | Path = "default", overrides: Sequence[str] = 
     return build(JumpRecipe, _recipe_tree("jump_recipes", source, overrides))
 
 
+def load_bead_recipe(source: str | Path = "default", overrides: Sequence[str] = ()) -> BeadRecipe:
+    """As `load_recipe`, for coarse-grained proteins: ``default``, ``large`` or a file."""
+    return build(BeadRecipe, _recipe_tree("cg_recipes", source, overrides))
+
+
 def _recipe_tree(folder: str, source: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     tree = _read_named(folder, "default")
     if source != "default":
@@ -143,7 +149,7 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def dump_recipe(recipe: Recipe | JumpRecipe, header: str = "") -> str:
+def dump_recipe(recipe: Recipe | JumpRecipe | BeadRecipe, header: str = "") -> str:
     """The complete recipe as YAML, with `header` as comment lines before it."""
     comment = "".join(f"# {line}\n" for line in header.splitlines())
     return comment + yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True, width=120)

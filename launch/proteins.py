@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,9 +18,16 @@ from ..datasets.proteins.build import AllAtom, build_sequence, read_protein
 from ..datasets.proteins.frames import Piece, dynamics_pieces, open_dynamics, open_reference, reference_pieces
 from ..datasets.proteins.mapping import MapKind
 from ..datasets.proteins.reference import RECORD, ReferenceConfig, run_reference
+from .config import dump_recipe
 from .pipeline import available_cores
+from .progress import is_first_process
 from .stages import write_text
 from .summary import plain_table, render
+
+if TYPE_CHECKING:
+    from ..ase_calcs.proteins.model import CoarseGrainedModel
+    from ..training.proteins.config import BeadRecipe
+    from ..training.proteins.prior_fit import PriorConfig
 
 TOLERANCE = 1.0  # K, within which frames count as of a temperature
 
@@ -44,13 +51,11 @@ def make_reference(
     progress: Progress,
 ) -> None:
     """`distillase cg reference`."""
-    from dataclasses import replace
-
     made, folded = load_protein(protein)
     for note in made.notes:
         progress.say(f"  {note}")
     if default_starts:
-        config = replace(
+        config = dataclasses.replace(
             config, starts=("folded", "extended", "unfolded", "pulled") if folded else ("extended", "unfolded")
         )
     elif not folded and {"folded", "pulled"} & set(config.starts):
@@ -135,18 +140,47 @@ def frames_at(path: Path, temperature: float) -> list[BeadFrames]:
 
 
 def make_prior(
-    dataset: Path, folder: Path, config: Any, *, temperature: float, picoseconds: float, seed: int, progress: Progress
+    dataset: Path,
+    folder: Path,
+    config: PriorConfig,
+    *,
+    temperature: float,
+    picoseconds: float,
+    seed: int,
+    progress: Progress,
 ) -> Path:
     """`distillase cg prior`: fit, simulate, and refuse what is not stable."""
     from ..ase_calcs.modelfile import save_model
-    from ..ase_calcs.potential import ModelHeader
-    from ..ase_calcs.proteins.model import CoarseGrainedModel
-    from ..ase_calcs.proteins.simulate import SimulationConfig
-    from ..datasets.store import Dataset
-    from ..training.proteins.prior_fit import fit_prior
-    from ..training.proteins.stability import require_stable, simulate_proteins
 
     proteins = frames_at(dataset, temperature)
+    model = _stable_prior(proteins, config, temperature, picoseconds, seed, progress)
+    model.header = dataclasses.replace(model.header, dataset_hash=_content_hash(dataset))
+    folder.mkdir(parents=True, exist_ok=True)
+    return save_model(folder / "prior.safetensors", model)
+
+
+def _content_hash(dataset: Path) -> str:
+    from ..datasets.store import Dataset
+
+    with Dataset(dataset) as data:
+        return data.content_hash
+
+
+def _stable_prior(
+    proteins: Sequence[BeadFrames],
+    config: PriorConfig,
+    temperature: float,
+    picoseconds: float,
+    seed: int,
+    progress: Progress,
+) -> CoarseGrainedModel:
+    """A prior alone, as a force field, that has been simulated."""
+    from ..ase_calcs.potential import ModelHeader
+    from ..ase_calcs.proteins.simulate import SimulationConfig
+    from ..training.proteins.prior_fit import fit_prior
+    from ..training.proteins.run import assemble
+    from ..training.proteins.stability import require_stable, simulate_proteins
+
     fit = fit_prior(proteins, temperature, config, progress=progress, seed=seed)
     table = plain_table({"forces, kcal/mol/Å per component": "left", "RMS": "right"})
     for label, key in (
@@ -156,23 +190,56 @@ def make_prior(
     ):
         table.add_row(label, f"{fit.rms_force[key] / KCAL_PER_MOL:.3f}")
     progress.say(render(table) + "\n")
-    elements = sorted({int(t) + 1 for p in proteins for t in p.types})
-    model = CoarseGrainedModel(elements, prior=fit.prior.hyperparameters, temperature=temperature)
-    model.prior.load_state_dict(fit.prior.state_dict())
-    with Dataset(dataset) as data:
-        model.header = ModelHeader(
-            teacher="all-atom dynamics", dataset_hash=data.content_hash, metrics={"rms_force": fit.rms_force}
-        )
+    elements = tuple(sorted({int(t) + 1 for p in proteins for t in p.types}))
+    model = assemble(fit.prior, None, elements, temperature)
+    model.header = ModelHeader(teacher="all-atom dynamics", metrics={"rms_force": fit.rms_force})
     found = simulate_proteins(
         model, proteins, SimulationConfig(picoseconds=picoseconds, temperature_K=temperature), seed=seed, part="prior",
         progress=progress,
     )  # fmt: skip
     progress.say(stability_table(found))
     require_stable(found, temperature)
+    return model
+
+
+def make_hybrid(dataset: Path, folder: Path, recipe: BeadRecipe, *, picoseconds: float, progress: Progress) -> Path:
+    """`distillase cg train`: a stable prior, a network on top of it, and a look at both together."""
+    from ..ase_calcs.modelfile import load_coarse_grained, save_model
+    from ..ase_calcs.proteins.simulate import SimulationConfig
+    from ..training.proteins.run import split_frames, train_beads
+    from ..training.proteins.stability import simulate_proteins
+
+    proteins = frames_at(dataset, recipe.temperature)
+    training, _, held = split_frames(proteins, recipe.hold_out, recipe.validation)
+    prior = _stable_prior(training, recipe.prior, recipe.temperature, picoseconds, recipe.seed, progress)
     folder.mkdir(parents=True, exist_ok=True)
-    path = save_model(folder / "prior.safetensors", model)
-    write_text(folder / "prior.json", json.dumps({"config": asdict(config), "rms_force": fit.rms_force}, indent=1))
-    return path
+    if is_first_process():
+        write_text(folder / "config.yaml", dump_recipe(recipe, f"distillase cg train {dataset}"))
+        save_model(folder / "prior.safetensors", prior)
+    result = train_beads(proteins, prior.prior, folder, recipe, dataset_hash=_content_hash(dataset), progress=progress)
+    if not is_first_process():
+        return result.path
+    table = plain_table({"forces, kcal/mol/Å": "left", "zero": "right", "network": "right", "explained": "right"})
+    for name, found in result.metrics.items():
+        rmse, zero = (f"{found[key] / KCAL_PER_MOL:.3f}" for key in ("force_rmse", "zero_rmse"))
+        table.add_row(name.replace("_", " "), zero, rmse, f"{100 * found['explained']:.2f} %")
+    progress.say(
+        render(table)
+        + "\nof what the prior leaves. Nearly all of that is thermal noise of the atoms that were averaged out: judge "
+        "the force field by what it samples.\n"
+    )
+    model = load_coarse_grained(result.path)
+    config = SimulationConfig(picoseconds=picoseconds, temperature_K=recipe.temperature)
+    stability = simulate_proteins(model, [*training, *held], config, seed=recipe.seed, progress=progress)
+    progress.say(stability_table(stability))
+    bad = [one.name for one in stability if not one.stable]
+    if bad:
+        raise DataError(
+            f"The force field in {result.path} is not stable for {', '.join(bad)}, though its prior is: the network "
+            "pulls chains to where it has no data. More decoys (`loss.decoys`), a weight on `loss.magnitude`, or frames "
+            "from more starts and hotter temperatures help."
+        )
+    return result.path
 
 
 def stability_table(found: Iterable[Any]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from distillase.ase_calcs.errors import InputError
 from distillase.ase_calcs.modelfile import load_coarse_grained
 from distillase.ase_calcs.proteins.chains import Chains, extended_chain, write_pdb
 from distillase.ase_calcs.proteins.model import CoarseGrainedModel
@@ -12,6 +14,8 @@ from distillase.ase_calcs.proteins.prior import PriorTopology
 from distillase.ase_calcs.proteins.simulate import ReplicaLangevin, SimulationConfig
 from distillase.datasets.proteins.beads import BeadFrames, load_npz, save_npz
 from distillase.launch.cli import main
+from distillase.launch.config import load_bead_recipe
+from distillase.training.proteins.config import BeadRecipe
 
 SEQUENCE = "GYDPETG"
 
@@ -24,8 +28,6 @@ def npz(tmp_path_factory):
     config = SimulationConfig(picoseconds=30, friction=0.01, interval=0.5)
     start = np.repeat(extended_chain(SEQUENCE)[None], 64, 0)
     x = ReplicaLangevin(model, chains, start, config, seed=5).run().positions[20:].reshape(-1, 7, 3)
-    import torch
-
     forces = model.prior.requires_grad_(False)(torch.tensor(x), PriorTopology.of(chains)).forces.numpy()
     forces += np.random.default_rng(0).normal(0, 0.3, forces.shape)
     kelvin = np.full(len(x), 300.0)
@@ -52,6 +54,34 @@ def test_the_road_from_frames_to_a_simulation(npz, tmp_path, capsys) -> None:
         assert run["positions"].shape == (5, 3, 7, 3)
         assert str(run["sequence"]) == SEQUENCE
     assert (out / "md" / "replica-0.pdb").read_text().count("MODEL") == 5
+
+
+def test_training_ends_with_a_hybrid_that_was_simulated(npz, tmp_path, capsys) -> None:
+    pytest.importorskip("allegro")
+    data, out = tmp_path / "beads.h5", tmp_path / "run"
+    main(["cg", "map", str(npz), "--out", str(data)])
+    small = "network.options={scalar_features: 8, tensor_features: 4, n_basis: 6, mlp: 8}"
+    words = ["cg", "train", str(data), "--out", str(out), "--picoseconds", "5", "--set", small]
+    assert main([*words, "--set", "first.max_epochs=2", "--set", "second.max_epochs=1"]) == 0
+    text = capsys.readouterr().out
+    assert "of what the prior leaves" in text
+    assert text.count("100%") == 2
+    model, prior = load_coarse_grained(out / "model.safetensors"), load_coarse_grained(out / "prior.safetensors")
+    assert model.network is not None
+    assert prior.network is None
+    assert all(torch.equal(a, b) for a, b in zip(model.prior.parameters(), prior.prior.parameters(), strict=True))
+    assert "scalar_features: 8" in (out / "config.yaml").read_text()
+    assert main([*words, "--set", "network.cutof=9"]) == 2
+    assert "did you mean `cutoff`" in capsys.readouterr().err
+
+
+def test_the_default_recipe_is_the_default_of_the_code() -> None:
+    assert load_bead_recipe() == BeadRecipe()
+    large = load_bead_recipe("large")
+    assert large.network.options["l_max"] == 2
+    assert (large.first.optimizer, large.second.optimizer) == ("adabelief", "yogi")
+    with pytest.raises(InputError, match="compile"):
+        load_bead_recipe("default", ["first.compile=on"])
 
 
 def test_a_prior_that_is_not_stable_is_refused(npz, tmp_path, capsys) -> None:

@@ -1,0 +1,126 @@
+"""What a recipe can say about a coarse-grained force field. The defaults are small enough for a laptop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ...ase_calcs.errors import InputError, check_at_least, check_positive
+from ..config import EngineConfig, TrainConfig
+from .prior_fit import PriorConfig
+
+
+@dataclass(frozen=True)
+class BeadNetworkConfig:
+    """The network on top of the prior.
+
+    Attributes
+    ----------
+    architecture
+        ``allegro``, or any other name in `distillase.ase_calcs.modelfile.ARCHITECTURES`.
+    cutoff
+        Å.
+    options
+        Further keyword arguments of the architecture, e.g. ``{"layers": 4, "l_max": 2}``.
+    dtype
+        Arithmetic of the network.
+    """
+
+    architecture: str = "allegro"
+    cutoff: float = 12.0
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        check_positive("network.cutoff", self.cutoff)
+
+
+@dataclass(frozen=True)
+class BeadLossConfig:
+    """What is minimised: the mean squared difference of forces, whose minimum is the mean force whatever the noise.
+
+    Attributes
+    ----------
+    magnitude
+        Weight of the mean square of the network's own forces: it then says little where the data say little.
+    decoys
+        Configurations, as a share of the frames, moved off the data by `decoy_noise`, at which the network shall say
+        nothing: there the prior is alone, which is stable.
+    decoy_noise
+        Å, standard deviation on every coordinate.
+    decoy_weight
+        Of a decoy against a frame.
+    """
+
+    magnitude: float = 0.0
+    decoys: float = 0.1
+    decoy_noise: float = 0.5
+    decoy_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("magnitude", "decoys", "decoy_weight"):
+            check_at_least(f"loss.{name}", getattr(self, name), 0.0)
+        check_positive("loss.decoy_noise", self.decoy_noise)
+
+
+def first_stage(**changes: Any) -> TrainConfig:
+    """AdaBelief with a high rate that falls to a fifth."""
+    settings: dict[str, Any] = {
+        "optimizer": "adabelief", "lr": 1e-2, "lr_final": 0.2, "max_epochs": 60, "clip": 5.0, "weight_decay": 1e-5,
+        "warmup_steps": 50, "batch_frames": 64, "batch_edges": 50_000, "compile": "off", "ema": 0.999,
+    }  # fmt: skip
+    return TrainConfig(**{**settings, **changes})
+
+
+def second_stage(**changes: Any) -> TrainConfig:
+    """Yogi, which moves little where gradients are mostly noise."""
+    settings: dict[str, Any] = {
+        "optimizer": "yogi", "lr": 1e-3, "lr_final": 0.05, "max_epochs": 30, "clip": 4.0, "weight_decay": 1e-5,
+        "warmup_steps": 50, "batch_frames": 64, "batch_edges": 50_000, "compile": "off", "ema": 0.999,
+    }  # fmt: skip
+    return TrainConfig(**{**settings, **changes})
+
+
+@dataclass(frozen=True)
+class BeadRecipe:
+    """Prior, network and training.
+
+    Attributes
+    ----------
+    temperature
+        K; frames of this temperature are learned from.
+    hold_out
+        Proteins that are kept out of prior and network altogether.
+    validation
+        Share of each run's frames, its last ones, that training is judged by.
+    seed
+        Of initial weights, batches and decoys.
+    first, second
+        Stages of training, the second from the best weights of the first.
+    prior, network, loss, engine
+        See there.
+    """
+
+    temperature: float = 300.0
+    hold_out: tuple[str, ...] = ()
+    validation: float = 0.1
+    seed: int = 0
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    network: BeadNetworkConfig = field(default_factory=BeadNetworkConfig)
+    loss: BeadLossConfig = field(default_factory=BeadLossConfig)
+    first: TrainConfig = field(default_factory=first_stage)
+    second: TrainConfig = field(default_factory=second_stage)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        check_positive("temperature", self.temperature)
+        if not 0 < self.validation < 0.5:
+            raise InputError(f"`validation` is {self.validation}; it must lie between 0 and 0.5.")
+        for stage in self.stages:
+            if stage.compile == "on":
+                raise InputError("`compile: on` is not implemented for networks on beads. Take `off`.")
+
+    @property
+    def stages(self) -> tuple[TrainConfig, TrainConfig]:
+        """Both, in their order."""
+        return self.first, self.second

@@ -1,0 +1,219 @@
+"""Prior, network, and one model file: from a dataset of beads to a coarse-grained force field."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...ase_calcs.errors import DataError, InputError
+from ...ase_calcs.modelfile import DTYPES, build_potential, save_model
+from ...ase_calcs.potential import ModelHeader, Potential
+from ...ase_calcs.progress import Progress, SilentProgress
+from ...ase_calcs.proteins.model import CoarseGrainedModel
+from ...ase_calcs.proteins.prior import Prior
+from ...datasets.proteins.beads import BeadFrames
+from ..checkpoint import remove_checkpoints
+from ..engine import make_engine
+from ..loop import TrainLoop, evaluate_table
+from ..run import keep_freed_memory
+from ..world import World, join_world
+from .config import BeadRecipe
+from .task import BeadTable, BeadTask
+
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class BeadResult:
+    """What training gave.
+
+    Attributes
+    ----------
+    path
+        The model file.
+    metrics
+        Figures of `BeadTask.figures` for ``validation`` and, where proteins were held out, ``held_out``.
+    """
+
+    path: Path
+    metrics: dict[str, dict[str, float]]
+
+
+def split_frames(
+    proteins: Sequence[BeadFrames], hold_out: Sequence[str], validation: float
+) -> tuple[list[BeadFrames], list[BeadFrames], list[BeadFrames]]:
+    """Training, validation and held-out frames: whole proteins are held out, and the last frames of runs validate.
+
+    Raises
+    ------
+    InputError
+        A name that no protein has, or nothing left to train on.
+    """
+    unknown = sorted(set(hold_out) - {p.name for p in proteins})
+    if unknown:
+        raise InputError(
+            f"`hold_out` names {', '.join(unknown)}; the dataset has {', '.join(p.name for p in proteins)}."
+        )
+    training, validating = [], []
+    for p in proteins:
+        if p.name in hold_out:
+            continue
+        last = np.zeros(len(p.positions), dtype=bool)
+        for origin in np.unique(p.origins):
+            rows = np.flatnonzero(p.origins == origin)
+            last[rows[len(rows) - max(1, round(validation * len(rows))) :]] = True
+        training.append(p.select(~last))
+        validating.append(p.select(last))
+    if not training or not sum(len(p.positions) for p in training):
+        raise InputError("Nothing is left to train on: every protein is held out, or has one frame.")
+    return training, validating, [p for p in proteins if p.name in hold_out]
+
+
+def train_beads(
+    proteins: Sequence[BeadFrames],
+    prior: Prior,
+    run_dir: str | Path,
+    recipe: BeadRecipe | None = None,
+    *,
+    dataset_hash: str = "",
+    progress: Progress | None = None,
+) -> BeadResult:
+    """Train a network on what the prior leaves.
+
+    Parameters
+    ----------
+    proteins
+        Frames of the recipe's temperature.
+    prior
+        Fitted to the training proteins, and stable.
+    run_dir
+        Gets the model file, and a folder for each stage of training, from which an interrupted run goes on.
+    recipe
+        How.
+    dataset_hash
+        Of the data, for the model's header.
+
+    Raises
+    ------
+    DataError
+        Forces without a finite value.
+    InputError
+        Something in the recipe is not allowed.
+    """
+    recipe, progress, run_dir = recipe or BeadRecipe(), progress or SilentProgress(), Path(run_dir)
+    if not all(np.isfinite(p.forces).all() and np.isfinite(p.positions).all() for p in proteins):
+        raise DataError("Some frames have forces or positions that are not finite. Leave them out.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    with join_world(recipe.engine.device) as world:
+        return _train(proteins, prior, run_dir, recipe, dataset_hash, progress, world)
+
+
+def _train(
+    proteins: Sequence[BeadFrames],
+    prior: Prior,
+    run_dir: Path,
+    recipe: BeadRecipe,
+    dataset_hash: str,
+    progress: Progress,
+    world: World,
+) -> BeadResult:
+    parts = split_frames(proteins, recipe.hold_out, recipe.validation)
+    dtype = DTYPES[recipe.network.dtype]
+
+    def table(frames: Sequence[BeadFrames], decoys: float) -> BeadTable:
+        loss = dataclasses.replace(recipe.loss, decoys=decoys)
+        return BeadTable(prior, frames, cutoff=recipe.network.cutoff, loss=loss, dtype=dtype, seed=recipe.seed)
+
+    training, validation = table(parts[0], recipe.loss.decoys), table(parts[1], 0.0)
+    elements = tuple(sorted({int(t) + 1 for p in parts[0] for t in p.types}))
+    potential = fresh_network(recipe, elements, training).to(world.device(recipe.engine.device))
+    task = BeadTask(potential, recipe.loss)
+    fingerprint = _fingerprint(proteins, prior, recipe)
+    metrics: dict[str, dict[str, float]] = {}
+    for number, stage in enumerate(recipe.stages):
+        stage = dataclasses.replace(stage, engine=recipe.engine)
+        folder = run_dir / f"stage-{number + 1}"
+        folder.mkdir(exist_ok=True)
+        engine = make_engine(task, stage, training.batch(np.arange(min(2, len(training)))), world)
+        loop = TrainLoop(
+            engine, training, validation, stage, folder, seed=recipe.seed + number,
+            fingerprint=f"{fingerprint}-{number}", progress=progress,
+        )  # fmt: skip
+        metrics["validation"] = loop.run().best_figures
+    if parts[2]:
+        sums, _ = evaluate_table(engine, table(_known(parts[2], elements), 0.0), recipe.stages[-1])
+        metrics["held_out"] = task.figures(sums)
+    model = assemble(prior, potential, elements, recipe.temperature)
+    model.header = ModelHeader(teacher="all-atom dynamics", dataset_hash=dataset_hash, metrics=metrics)
+    if world.is_first:
+        save_model(run_dir / MODEL, model)
+        for number in range(len(recipe.stages)):
+            remove_checkpoints(run_dir / f"stage-{number + 1}")
+    world.wait()
+    return BeadResult(run_dir / MODEL, metrics)
+
+
+def fresh_network(recipe: BeadRecipe, elements: tuple[int, ...], table: BeadTable) -> Potential:
+    """With initial weights from the recipe's seed; torch's global generator is put back."""
+    options: dict[str, Any] = {"cutoff": recipe.network.cutoff, **recipe.network.options}
+    if recipe.network.architecture == "allegro":
+        options.setdefault("mean_neighbors", table.mean_neighbors())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        potential = build_potential(recipe.network.architecture, elements, options, dtype=DTYPES[recipe.network.dtype])
+    # Most of what the prior leaves is noise: the mean forces are several times smaller.
+    potential.energy_scale.fill_(max(0.2 * table.force_scale(), 1e-3))
+    return potential
+
+
+def assemble(
+    prior: Prior, potential: Potential | None, elements: tuple[int, ...], temperature: float
+) -> CoarseGrainedModel:
+    """One force field of both parts."""
+    network = None
+    if potential is not None:
+        network = {"architecture": potential.architecture, "hyperparameters": potential.hyperparameters}
+    dtype = torch.float32 if potential is None else potential.dtype
+    model = CoarseGrainedModel(
+        elements, prior=prior.hyperparameters, network=network, temperature=temperature, dtype=dtype
+    )
+    model.prior.load_state_dict(prior.state_dict())
+    if potential is not None and model.network is not None:
+        model.network.load_state_dict(potential.state_dict())
+    return model.eval().requires_grad_(False)
+
+
+def _known(proteins: Sequence[BeadFrames], elements: tuple[int, ...]) -> list[BeadFrames]:
+    strange = [p.name for p in proteins if not {int(t) + 1 for t in p.types} <= set(elements)]
+    if strange:
+        raise InputError(
+            f"The held-out proteins {', '.join(strange)} have residues that no training protein has. Train on proteins "
+            "that have them, or hold out others."
+        )
+    return list(proteins)
+
+
+def _fingerprint(proteins: Sequence[BeadFrames], prior: Prior, recipe: BeadRecipe) -> str:
+    """Of everything that a checkpoint depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    settings = dataclasses.asdict(recipe)
+    settings.pop("engine")
+    for stage in (settings["first"], settings["second"]):
+        for name in ("checkpoint_seconds", "tensorboard", "wandb", "threads", "engine"):
+            stage.pop(name)
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for p in proteins:
+        digest.update(f"{p.name} {p.sequence}".encode())
+        digest.update(np.ascontiguousarray(p.positions).tobytes() + np.ascontiguousarray(p.forces).tobytes())
+    for tensor in prior.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,250 @@
+"""The task of a network on beads: the forces that the prior leaves.
+
+Edges are found when a batch is made: a frame of N beads has N² pairs, which are cheaper to look at again than to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...ase_calcs.potential import Potential, edge_forces
+from ...ase_calcs.proteins.chains import Chains
+from ...ase_calcs.proteins.prior import Prior, PriorTopology
+from ...datasets.proteins.beads import BeadFrames
+from ..task import Task
+from .config import BeadLossConfig
+
+SUMS = ("frames", "weight", "loss", "square", "target_square", "product", "network_square", "components")
+INDEX = {name: k for k, name in enumerate(SUMS)}
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class BeadBatch:
+    """B configurations with N beads and E edges in all.
+
+    Attributes
+    ----------
+    numbers, system, edges
+        As in `AtomGraph`.
+    positions
+        (N, 3) Å.
+    forces
+        (N, 3) eV/Å, what the network shall give: the mapped forces less the prior's.
+    weight
+        (N,) of each bead's error.
+    real
+        (N,) 1 for a frame, 0 for a decoy.
+    n_frames
+        () how many configurations.
+    """
+
+    numbers: Tensor
+    system: Tensor
+    edges: Tensor
+    positions: Tensor
+    forces: Tensor
+    weight: Tensor
+    real: Tensor
+    n_frames: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All fields."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device | str) -> BeadBatch:
+        """A copy on another device."""
+        return BeadBatch(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+
+def leftover(prior: Prior, protein: BeadFrames) -> np.ndarray:
+    """(T, B, 3) eV/Å: the mapped forces less those of the prior."""
+    topology = PriorTopology.of(Chains.from_sequence(protein.sequence))
+    found = []
+    with torch.no_grad():
+        for first in range(0, len(protein.positions), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            known = prior(torch.as_tensor(protein.positions[part]), topology).forces.numpy()
+            found.append(protein.forces[part] - known)
+    return np.concatenate(found)
+
+
+class BeadTable:
+    """Frames and decoys in memory.
+
+    Parameters
+    ----------
+    prior
+        Whose forces are taken off.
+    proteins
+        Frames.
+    cutoff
+        Å.
+    loss
+        How many decoys, and how they count.
+    dtype
+        Of positions and forces.
+    seed
+        Of the decoys.
+    weights
+        (T,) for each protein: how much a frame counts; None: all alike.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        proteins: Sequence[BeadFrames],
+        *,
+        cutoff: float,
+        loss: BeadLossConfig,
+        dtype: torch.dtype,
+        seed: int,
+        weights: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.cutoff, self.dtype = cutoff, dtype
+        self._numbers = [torch.as_tensor(p.types + 1) for p in proteins]
+        self._positions, self._forces, self._weights, self._real = [], [], [], []
+        protein_of, row_of = [], []
+        for k, p in enumerate(proteins):
+            n = len(p.positions)
+            chosen = rng.choice(n, round(loss.decoys * n), replace=False)
+            moved = p.positions[chosen] + rng.normal(0, loss.decoy_noise, p.positions[chosen].shape)
+            positions = np.concatenate([p.positions, moved])
+            forces = np.concatenate([leftover(prior, p), np.zeros_like(moved)])
+            weight = np.ones(n) if weights is None else np.asarray(weights[k], dtype=float)
+            self._positions.append(torch.as_tensor(positions).to(dtype))
+            self._forces.append(torch.as_tensor(forces).to(dtype))
+            decoys = np.full(len(chosen), loss.decoy_weight)
+            self._weights.append(torch.as_tensor(np.concatenate([weight, decoys])).to(dtype))
+            self._real.append(torch.arange(len(positions)) < n)
+            protein_of.append(np.full(len(positions), k))
+            row_of.append(np.arange(len(positions)))
+        self._protein, self._row = np.concatenate(protein_of), np.concatenate(row_of)
+        self.edge_counts = np.concatenate([self._counts(x) for x in self._positions])
+
+    def __len__(self) -> int:
+        return len(self._protein)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Frames are the same in all."""
+
+    def mean_neighbors(self) -> float:
+        """Neighbours of a bead within the cutoff, over all configurations."""
+        beads = np.array([x.shape[1] for x in self._positions])[self._protein]
+        return float(self.edge_counts.sum() / beads.sum())
+
+    def force_scale(self) -> float:
+        """Root mean square of the forces of frames, eV/Å per component."""
+        parts = [f[r].double().square() for f, r in zip(self._forces, self._real, strict=True)]
+        return float(np.sqrt(sum(float(p.sum()) for p in parts) / sum(p.numel() for p in parts)))
+
+    def _near(self, x: Tensor) -> Tensor:
+        """(T, N, N) whether two beads are neighbours."""
+        near = torch.cdist(x.double(), x.double()) < self.cutoff
+        near.diagonal(dim1=1, dim2=2).fill_(False)
+        return near
+
+    def _counts(self, x: Tensor) -> np.ndarray:
+        return np.concatenate([self._near(part).sum((1, 2)).numpy() for part in x.split(_AT_ONCE)])
+
+    def batch(self, chosen: Sequence[int] | np.ndarray) -> BeadBatch:
+        """Collate some of them, those of one protein together."""
+        chosen = np.asarray(chosen)
+        columns: dict[str, list[Tensor]] = {field.name: [] for field in fields(BeadBatch)}
+        first_bead = first_system = 0
+        for k in np.unique(self._protein[chosen]):
+            rows = torch.as_tensor(self._row[chosen[self._protein[chosen] == k]])
+            x = self._positions[k][rows]
+            n_frames, n = x.shape[:2]
+            which, i, j = self._near(x).nonzero(as_tuple=True)
+            start = first_bead + which * n
+            columns["edges"].append(torch.stack([start + i, start + j]))
+            columns["numbers"].append(self._numbers[k].repeat(n_frames))
+            columns["system"].append(first_system + torch.arange(n_frames).repeat_interleave(n))
+            columns["positions"].append(x.reshape(-1, 3))
+            columns["forces"].append(self._forces[k][rows].reshape(-1, 3))
+            columns["weight"].append(self._weights[k][rows].repeat_interleave(n))
+            columns["real"].append(self._real[k][rows].to(self.dtype).repeat_interleave(n))
+            first_bead, first_system = first_bead + n_frames * n, first_system + n_frames
+        joined = {name: torch.cat(parts, dim=-1 if name == "edges" else 0) for name, parts in columns.items() if parts}
+        return BeadBatch(**joined, n_frames=torch.tensor(float(first_system)))
+
+
+class BeadTask(Task):
+    """Weighted force matching."""
+
+    sum_names = SUMS
+
+    def __init__(self, potential: Potential, loss: BeadLossConfig) -> None:
+        super().__init__()
+        self.potential = potential
+        self.loss = loss
+
+    @property
+    def network(self) -> Potential:
+        """See `Task`."""
+        return self.potential
+
+    def counts(self, batch: BeadBatch) -> Tensor:
+        """See `Task`."""
+        found = torch.zeros(len(SUMS), dtype=torch.float64)
+        found[INDEX["weight"]] = batch.weight.double().sum()
+        found[INDEX["frames"]] = batch.n_frames.double()
+        return found
+
+    def forward(self, tensors: dict[str, Tensor], counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and sums of one batch; see `PotentialTask.forward`."""
+        batch = BeadBatch(**tensors)
+        species = self.potential.species_of_number[batch.numbers]
+        n_systems = int(batch.n_frames)
+        nothing = batch.positions.new_zeros(n_systems)
+        with torch.enable_grad():
+            vectors = batch.positions[batch.edges[1]] - batch.positions[batch.edges[0]]
+            vectors = vectors.detach().requires_grad_()
+            _, gradient = self.potential.predict(
+                species, batch.system, batch.edges, vectors, nothing, nothing + 1, derivatives=True,
+                create_graph=self.training,
+            )  # fmt: skip
+            if gradient is None:
+                raise RuntimeError("a potential that has no derivatives cannot be trained on forces")
+            forces = edge_forces(gradient, batch.edges, batch.positions)
+            error = (forces - batch.forces).square().sum(-1)
+            own = forces.square().sum(-1)
+            total = (batch.weight * (error + self.loss.magnitude * own)).sum()
+            total = total / counts[INDEX["weight"]].clamp(min=1e-12).to(total.dtype)
+        found = forces.detach()
+        values = {
+            "frames": batch.n_frames,
+            "weight": batch.weight.sum(),
+            "loss": total,
+            "square": (batch.real * error).sum(),
+            "target_square": (batch.real[:, None] * batch.forces.square()).sum(),
+            "product": (batch.real[:, None] * batch.forces * found).sum(),
+            "network_square": (batch.real[:, None] * found.square()).sum(),
+            "components": 3 * batch.real.sum(),
+        }
+        return total, torch.stack([values[name].detach().double() for name in SUMS])
+
+    def figures(self, sums: Tensor) -> dict[str, float]:
+        """Of frames, not of decoys: errors in eV/Å per component beside those of a network of zero."""
+        s = dict(zip(SUMS, sums.tolist(), strict=True))
+        n = max(s["components"], 1.0)
+        return {
+            "force_rmse": float(np.sqrt(s["square"] / n)),
+            "zero_rmse": float(np.sqrt(s["target_square"] / n)),
+            "explained": 1 - s["square"] / max(s["target_square"], 1e-300),
+            "network_rms": float(np.sqrt(s["network_square"] / n)),
+            # 1 where the network's forces are as large as the data support.
+            "slope": s["product"] / max(s["network_square"], 1e-300),
+        }
+
+    def headline(self, found: dict[str, Any]) -> str:
+        """See `Task`."""
+        return f"{100 * found['explained']:.2f} % of what the prior leaves"
