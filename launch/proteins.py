@@ -236,8 +236,8 @@ def make_hybrid(dataset: Path, folder: Path, recipe: BeadRecipe, *, picoseconds:
     if bad:
         raise DataError(
             f"The force field in {result.path} is not stable for {', '.join(bad)}, though its prior is: the network "
-            "pulls chains to where it has no data. More decoys (`loss.decoys`), a weight on `loss.magnitude`, or frames "
-            "from more starts and hotter temperatures help."
+            "pulls chains to where it has no data. More decoys (`loss.decoys`) help, a weight on `loss.magnitude`, or "
+            "frames from more starts and hotter temperatures."
         )
     return result.path
 
