@@ -121,6 +121,30 @@ def map_command(
     )  # fmt: skip
 
 
+@cg_app.command("mean-force")
+def mean_force(
+    reference: Annotated[
+        Path, typer.Argument(help="A folder of `cg reference`, in implicit water.", show_default=False)
+    ],
+    out: Out,
+    configurations: Annotated[int, typer.Option(min=1, help="Frames, at equal intervals.")] = 100,
+    temperature: Annotated[float, typer.Option(help="K, of the frames and of the atoms that move.")] = 300.0,
+    picoseconds: Annotated[float, typer.Option(help="Of averaging for each.")] = 40.0,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes; 0: one per core.")] = 0,
+    judge: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="A force field whose error is printed; repeatable.", show_default=False),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Average the forces on beads that are held still, and compare force fields with these: errors without noise."""
+    from ..datasets.proteins.mean_force import MeanForceConfig
+    from .proteins import make_mean_forces
+
+    config = MeanForceConfig(configurations=configurations, temperature=temperature, picoseconds=picoseconds)
+    make_mean_forces(reference, out, config, judge=judge or [], seed=seed, workers=workers, progress=make_progress())
+
+
 @cg_app.command()
 def prior(
     dataset: Annotated[Path, typer.Argument(help="A dataset of beads, from `cg map`.", show_default=False)],

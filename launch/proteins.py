@@ -26,6 +26,7 @@ from .summary import plain_table, render
 
 if TYPE_CHECKING:
     from ..ase_calcs.proteins.model import CoarseGrainedModel
+    from ..datasets.proteins.mean_force import MeanForceConfig
     from ..training.proteins.config import BeadRecipe
     from ..training.proteins.prior_fit import PriorConfig
 
@@ -125,6 +126,44 @@ def map_onto_beads(
     if npz is not None:
         save_npz(npz, read_beads(out), note=f"made by `distillase cg map` from {Path(source).name}")
         progress.say(f"{npz}: {npz.stat().st_size / 1e6:.2f} MB")
+
+
+def make_mean_forces(
+    reference: Path,
+    folder: Path,
+    config: MeanForceConfig,
+    *,
+    judge: Sequence[Path],
+    seed: int,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """`distillase cg mean-force`."""
+    from ..ase_calcs.modelfile import load_coarse_grained
+    from ..ase_calcs.proteins.calculator import CoarseGrainedCalculator
+    from ..ase_calcs.proteins.chains import coarse_grained_atoms
+    from ..datasets.proteins.mean_force import force_error, mean_forces
+
+    found = mean_forces(reference, folder, config, seed=seed, workers=workers or available_cores(), progress=progress)
+    sequence = open_reference(reference).sequence
+    structures = [coarse_grained_atoms(sequence, x) for x in found.positions]
+    table = plain_table({"mean forces, kcal/mol/Å per component": "left", "RMS": "right", "±": "right"})
+
+    def rms(values: np.ndarray) -> str:
+        return f"{np.sqrt(np.mean(values**2)) / KCAL_PER_MOL:.3f}"
+
+    table.add_row(f"of {len(structures)} configurations", rms(found.forces), "")
+    table.add_row("their standard error", rms(found.errors), "")
+    table.add_row("their standard error without control variates", rms(found.raw_errors), "")
+    for path in judge:
+        model = load_coarse_grained(path)
+        for part in ("prior", "hybrid") if model.network is not None else ("prior",):
+            results = CoarseGrainedCalculator(model, part=part).calculate_many(structures)  # type: ignore[arg-type]
+            error, spread = force_error(np.stack([r["forces"] for r in results]), found)
+            table.add_row(
+                f"error of {path.name}, {part}", f"{error / KCAL_PER_MOL:.3f}", f"{spread / KCAL_PER_MOL:.3f}"
+            )
+    progress.say(render(table))
 
 
 def frames_at(path: Path, temperature: float) -> list[BeadFrames]:

@@ -203,7 +203,7 @@ def _plan(
     for start in config.starts:
         for temperatures in [rungs] if config.exchange else [(kelvin,) for kelvin in config.temperatures]:
             name = f"{start}-{'exchange' if config.exchange else f'{temperatures[0]:g}K'}"
-            own = _number(seed, name)
+            own = number_of(seed, name)
             begin = _begin(start, protein, config, own, prepared)
             jobs.append(
                 Job(
@@ -260,7 +260,7 @@ def run_job(job: Job, advance: Advance) -> None:
     job.file(0).parent.mkdir(parents=True, exist_ok=True)
     state = None if first == 0 else _load_state(job.file(first - 1))
     for chunk in range(first, job.chunks + 1):
-        runner = _Runner(job, _number(job.seed, chunk))
+        runner = _Runner(job, number_of(job.seed, chunk))
         if state is None:
             state = runner.equilibrate(advance)
             _save(job.file(0), state, {})
@@ -422,7 +422,7 @@ def _segments(stops: list[tuple[int, int]], every: int) -> Iterator[list[tuple[i
         yield gathered
 
 
-def _number(seed: int, what: object) -> int:
+def number_of(seed: int, what: object) -> int:
     """A seed that depends on the seed and on what it is for."""
     return zlib.crc32(f"{seed}/{what}".encode())
 
