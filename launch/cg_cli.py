@@ -178,6 +178,14 @@ def train(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
     ] = None,
+    mean_forces: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="[NAME=]FOLDER",
+            help="Learn from the mean forces of `cg mean-force` too; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     picoseconds: Annotated[float, typer.Option(help="Of the simulations that prior and hybrid must stand.")] = 100.0,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the complete recipe, every key with its value, and stop.")
@@ -194,7 +202,7 @@ def train(
     if dataset is None:
         raise InputError("There is nothing to learn from: name a dataset of beads (`distillase cg map` makes one).")
     progress = make_progress()
-    path = make_hybrid(dataset, out, chosen, picoseconds=picoseconds, progress=progress)
+    path = make_hybrid(dataset, out, chosen, means=mean_forces or (), picoseconds=picoseconds, progress=progress)
     progress.say(f"\n{path}: CoarseGrainedCalculator({str(path)!r})")
 
 

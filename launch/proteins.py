@@ -241,7 +241,9 @@ def _stable_prior(
     return model
 
 
-def make_hybrid(dataset: Path, folder: Path, recipe: BeadRecipe, *, picoseconds: float, progress: Progress) -> Path:
+def make_hybrid(
+    dataset: Path, folder: Path, recipe: BeadRecipe, *, means: Sequence[str], picoseconds: float, progress: Progress
+) -> Path:
     """`distillase cg train`: a stable prior, a network on top of it, and a look at both together."""
     from ..ase_calcs.modelfile import load_coarse_grained, save_model
     from ..ase_calcs.proteins.simulate import SimulationConfig
@@ -250,12 +252,17 @@ def make_hybrid(dataset: Path, folder: Path, recipe: BeadRecipe, *, picoseconds:
 
     proteins = frames_at(dataset, recipe.temperature)
     training, _, held = split_frames(proteins, recipe.hold_out, recipe.validation)
+    known = [_mean_frames(text, proteins, recipe.temperature) for text in means]
+    for frames in known:
+        progress.say(f"{len(frames.positions)} mean forces of {frames.name}")
     prior = _stable_prior(training, recipe.prior, recipe.temperature, picoseconds, recipe.seed, progress)
     folder.mkdir(parents=True, exist_ok=True)
     if is_first_process():
         write_text(folder / "config.yaml", dump_recipe(recipe, f"distillase cg train {dataset}"))
         save_model(folder / "prior.safetensors", prior)
-    result = train_beads(proteins, prior.prior, folder, recipe, dataset_hash=_content_hash(dataset), progress=progress)
+    result = train_beads(
+        proteins, prior.prior, folder, recipe, means=known, dataset_hash=_content_hash(dataset), progress=progress
+    )
     if not is_first_process():
         return result.path
     table = plain_table({"forces, kcal/mol/Å": "left", "zero": "right", "network": "right", "explained": "right"})
@@ -279,6 +286,21 @@ def make_hybrid(dataset: Path, folder: Path, recipe: BeadRecipe, *, picoseconds:
             "frames from more starts and hotter temperatures."
         )
     return result.path
+
+
+def _mean_frames(text: str, proteins: Sequence[BeadFrames], temperature: float) -> BeadFrames:
+    """``NAME=FOLDER``: the mean forces in a folder, of the protein of that name, which goes without saying if alone."""
+    from ..datasets.proteins.mean_force import as_frames, load_mean_forces
+
+    name, _, folder = text.rpartition("=")
+    by_name = {p.name: p for p in proteins}
+    if not name and len(by_name) == 1:
+        name = next(iter(by_name))
+    if name not in by_name:
+        raise InputError(
+            f"`--mean-forces {text}` names no protein of the dataset. Write NAME=FOLDER, with {', '.join(by_name)}."
+        )
+    return as_frames(load_mean_forces(folder), name, by_name[name].sequence, temperature)
 
 
 def stability_table(found: Iterable[Any]) -> str:

@@ -20,7 +20,7 @@ from distillase.ase_calcs.proteins.prior import Prior, PriorTopology
 from distillase.datasets.proteins.beads import BeadFrames
 from distillase.training.proteins.config import BeadLossConfig, BeadNetworkConfig, BeadRecipe, first_stage, second_stage
 from distillase.training.proteins.run import fresh_network, split_frames, train_beads
-from distillase.training.proteins.task import INDEX, BeadTable, BeadTask, leftover
+from distillase.training.proteins.task import INDEX, BeadTable, BeadTask, leftover, mean_force_weights
 
 pytest.importorskip("allegro")
 
@@ -282,3 +282,29 @@ def test_initial_weights_come_from_the_seed_alone() -> None:
     third = fresh_network(dataclasses.replace(settings, seed=1), (3, 4, 6, 13, 17, 19, 20), made)
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), third.parameters(), strict=True))
     assert first.hyperparameters["mean_neighbors"] == pytest.approx(made.mean_neighbors())
+
+
+def test_mean_forces_count_as_many_frames_as_have_their_error() -> None:
+    loss = BeadLossConfig(frame_noise=0.4, most_frames=50.0)
+    assert mean_force_weights(np.array([0.4, 0.2, 0.1, 0.01]), loss).tolist() == pytest.approx([1.0, 4.0, 16.0, 50.0])
+    p = frames(n=4)
+    means = dataclasses.replace(p, errors=np.array([0.4, 0.2, 0.1, 0.01]))
+    made = BeadTable(
+        Prior(), [p, means], cutoff=12.0, loss=dataclasses.replace(loss, decoys=0.0), dtype=torch.float64, seed=0
+    )
+    assert made.batch([4, 5]).weight.tolist() == pytest.approx([1.0] * 10 + [4.0] * 10)
+    assert made.batch([0]).weight.tolist() == [1.0] * 10
+    assert means.select(np.array([1])).errors.tolist() == [0.2]
+
+
+def test_mean_forces_teach_more_than_as_many_frames(tmp_path) -> None:
+    noisy, clean = frames(n=200, noise=0.3), frames(n=60, seed=50)
+    means = dataclasses.replace(frames(n=150, seed=9), errors=np.full(150, 0.03))
+    prior, topology = Prior().requires_grad_(False), BeadTopology.of(Chains.from_sequence(SEQUENCE))
+    left, error = leftover(prior, clean), {}
+    for name, extra in (("frames", [frames(n=150, noise=0.3, seed=9)]), ("means", [means])):
+        result = train_beads([noisy], prior, tmp_path / name, recipe(epochs=20), means=extra)
+        with torch.no_grad():
+            learned = load_coarse_grained(result.path)(torch.tensor(clean.positions), topology, "network").forces
+        error[name] = np.sqrt(np.mean((learned.numpy() - left) ** 2))
+    assert error["means"] < 0.9 * error["frames"]

@@ -171,6 +171,8 @@ class BeadFrames:
         (T,) K; NaN where unknown.
     origins
         (T,) which run each frame belongs to.
+    errors
+        (T,) eV/Å per component: standard error of forces that are means already; None for forces of single frames.
     """
 
     name: str
@@ -179,6 +181,7 @@ class BeadFrames:
     forces: np.ndarray
     temperatures: np.ndarray
     origins: np.ndarray
+    errors: np.ndarray | None = None
 
     @property
     def types(self) -> np.ndarray:
@@ -189,7 +192,7 @@ class BeadFrames:
         """Some of the frames, by index or mask."""
         return BeadFrames(
             self.name, self.sequence, self.positions[frames], self.forces[frames], self.temperatures[frames],
-            self.origins[frames],
+            self.origins[frames], None if self.errors is None else self.errors[frames],
         )  # fmt: skip
 
 

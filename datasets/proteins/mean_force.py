@@ -23,6 +23,7 @@ from ...ase_calcs.units import KJ_PER_MOL, NM
 from ..lock import locked
 from ..sampling.processes import Advance, in_processes
 from ..writer import atomic_write
+from .beads import BeadFrames
 from .build import read_protein
 from .frames import open_reference, reference_pieces
 from .reference import RECORD, number_of
@@ -259,3 +260,12 @@ def force_error(predicted: np.ndarray, wanted: MeanForces) -> tuple[float, float
     spread = float(square.std(ddof=1) / np.sqrt(len(square)))
     root = float(np.sqrt(mean))
     return root, spread / (2 * root) if root else spread
+
+
+def as_frames(found: MeanForces, name: str, sequence: str, temperature: float) -> BeadFrames:
+    """Mean forces as frames to learn from, with their errors."""
+    n = len(found.positions)
+    return BeadFrames(
+        name, sequence, found.positions, found.forces, np.full(n, temperature), np.full(n, "mean forces"),
+        np.sqrt((found.errors**2).mean((1, 2))),
+    )  # fmt: skip

@@ -50,17 +50,25 @@ class BeadLossConfig:
         Å, standard deviation on every coordinate.
     decoy_weight
         Of a decoy against a frame.
+    frame_noise
+        eV/Å per component, thermal noise of the forces of a single frame; a mean force counts as many frames as
+        have its error together.
+    most_frames
+        And at most as many as this.
     """
 
     magnitude: float = 0.0
     decoys: float = 0.1
     decoy_noise: float = 0.5
     decoy_weight: float = 0.3
+    frame_noise: float = 0.35
+    most_frames: float = 100.0
 
     def __post_init__(self) -> None:
         for name in ("magnitude", "decoys", "decoy_weight"):
             check_at_least(f"loss.{name}", getattr(self, name), 0.0)
-        check_positive("loss.decoy_noise", self.decoy_noise)
+        for name in ("decoy_noise", "frame_noise", "most_frames"):
+            check_positive(f"loss.{name}", getattr(self, name))
 
 
 def first_stage(**changes: Any) -> TrainConfig:

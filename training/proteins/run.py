@@ -83,6 +83,7 @@ def train_beads(
     run_dir: str | Path,
     recipe: BeadRecipe | None = None,
     *,
+    means: Sequence[BeadFrames] = (),
     dataset_hash: str = "",
     progress: Progress | None = None,
 ) -> BeadResult:
@@ -98,6 +99,8 @@ def train_beads(
         Gets the model file, and a folder for each stage of training, from which an interrupted run goes on.
     recipe
         How.
+    means
+        Mean forces to learn from as well; those of proteins that are held out are left out.
     dataset_hash
         Of the data, for the model's header.
 
@@ -114,11 +117,12 @@ def train_beads(
     run_dir.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     with join_world(recipe.engine.device) as world:
-        return _train(proteins, prior, run_dir, recipe, dataset_hash, progress, world)
+        return _train(proteins, means, prior, run_dir, recipe, dataset_hash, progress, world)
 
 
 def _train(
     proteins: Sequence[BeadFrames],
+    means: Sequence[BeadFrames],
     prior: Prior,
     run_dir: Path,
     recipe: BeadRecipe,
@@ -133,11 +137,12 @@ def _train(
         loss = dataclasses.replace(recipe.loss, decoys=decoys)
         return BeadTable(prior, frames, cutoff=recipe.network.cutoff, loss=loss, dtype=dtype, seed=recipe.seed)
 
-    training, validation = table(parts[0], recipe.loss.decoys), table(parts[1], 0.0)
+    learned = [*parts[0], *(p for p in means if p.name not in recipe.hold_out)]
+    training, validation = table(learned, recipe.loss.decoys), table(parts[1], 0.0)
     elements = tuple(sorted({int(t) + 1 for p in parts[0] for t in p.types}))
     potential = fresh_network(recipe, elements, training).to(world.device(recipe.engine.device))
     task = BeadTask(potential, recipe.loss)
-    fingerprint = _fingerprint(proteins, prior, recipe)
+    fingerprint = _fingerprint([*proteins, *means], prior, recipe)
     metrics: dict[str, dict[str, float]] = {}
     for number, stage in enumerate(recipe.stages):
         stage = dataclasses.replace(stage, engine=recipe.engine)

@@ -75,6 +75,14 @@ def leftover(prior: Prior, protein: BeadFrames) -> np.ndarray:
     return np.concatenate(found)
 
 
+def mean_force_weights(errors: np.ndarray, loss: BeadLossConfig) -> np.ndarray:
+    """How many single frames a mean force is worth, by the variances of both.
+
+    A mean of 40 ps has not seen what turns more slowly than that, so none counts for more than `most_frames`.
+    """
+    return np.minimum((loss.frame_noise / np.maximum(errors, 1e-9)) ** 2, loss.most_frames)
+
+
 class BeadTable:
     """Frames and decoys in memory.
 
@@ -119,6 +127,8 @@ class BeadTable:
             positions = np.concatenate([p.positions, moved])
             forces = np.concatenate([leftover(prior, p), np.zeros_like(moved)])
             weight = np.ones(n) if weights is None else np.asarray(weights[k], dtype=float)
+            if p.errors is not None:
+                weight = weight * mean_force_weights(p.errors, loss)
             self._positions.append(torch.as_tensor(positions).to(dtype))
             self._forces.append(torch.as_tensor(forces).to(dtype))
             decoys = np.full(len(chosen), loss.decoy_weight)
