@@ -207,6 +207,34 @@ def train(
 
 
 @cg_app.command()
+def lammps(
+    model: Annotated[Path, typer.Argument(help="A coarse-grained force field.", show_default=False)],
+    start: Annotated[str, typer.Argument(help="A PDB file, or a sequence (an extended chain).", show_default=False)],
+    out: Out,
+    temperature: Annotated[float, typer.Option(help="K, of Langevin dynamics; 0 runs at constant energy.")] = 300.0,
+    timestep: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="fs. Default: a twelfth of the fastest bond's period.", show_default=False),
+    ] = None,
+    friction: Annotated[float, typer.Option(help="1/fs (0.001 is 1/ps).")] = 0.001,
+    seed: Seed = 1,
+) -> None:
+    """Write a folder that LAMMPS runs: bonds and dihedrals in its own styles, the rest through `fix external`."""
+    from .proteins import write_for_lammps
+
+    write_for_lammps(
+        model,
+        start,
+        out,
+        temperature=temperature,
+        timestep=timestep,
+        friction=friction,
+        seed=seed,
+        progress=make_progress(),
+    )
+
+
+@cg_app.command()
 def simulate(
     model: Annotated[Path, typer.Argument(help="A coarse-grained force field.", show_default=False)],
     start: Annotated[str, typer.Argument(help="A PDB file, or a sequence (an extended chain).", show_default=False)],

@@ -25,6 +25,8 @@ from .stages import write_text
 from .summary import plain_table, render
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from ..ase_calcs.proteins.model import CoarseGrainedModel
     from ..datasets.proteins.mean_force import MeanForceConfig
     from ..training.proteins.config import BeadRecipe
@@ -327,21 +329,45 @@ def stability_table(found: Iterable[Any]) -> str:
     return render(table)
 
 
+def beads_to_begin_with(start: str) -> Atoms:
+    """The beads of a PDB file, or of a sequence as an extended chain."""
+    from ..ase_calcs.proteins.chains import coarse_grained_atoms, extended_chain, read_beads_pdb
+
+    return read_beads_pdb(start) if Path(start).is_file() else coarse_grained_atoms(start, extended_chain(start))
+
+
+def write_for_lammps(
+    model_file: Path,
+    start: str,
+    out: Path,
+    *,
+    temperature: float,
+    timestep: float | None,
+    friction: float,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """`distillase cg lammps`."""
+    from ..ase_calcs.modelfile import load_coarse_grained
+    from ..ase_calcs.proteins.lammps import write_lammps
+
+    model, atoms = load_coarse_grained(model_file), beads_to_begin_with(start)
+    write_lammps(model, atoms, out, temperature_K=temperature or None, friction=friction, timestep=timestep, seed=seed)
+    progress.say(f"{len(atoms)} beads for LAMMPS. In {out}: python run.py 10000")
+
+
 def simulate(
     model_file: Path, start: str, out: Path, config: Any, *, replicas: int, seed: int, part: str, progress: Progress
 ) -> None:
     """`distillase cg simulate`."""
     from ..ase_calcs.modelfile import load_coarse_grained
-    from ..ase_calcs.proteins.chains import Chains, extended_chain, read_beads_pdb, write_pdb
+    from ..ase_calcs.proteins.chains import Chains, write_pdb
     from ..ase_calcs.proteins.simulate import ReplicaLangevin
     from ..training.proteins.stability import Stability
 
     model = load_coarse_grained(model_file)
-    if Path(start).is_file():
-        atoms = read_beads_pdb(start)
-        chains, begin = Chains.from_atoms(atoms), atoms.positions
-    else:
-        chains, begin = Chains.from_sequence(start), extended_chain(start)
+    atoms = beads_to_begin_with(start)
+    chains, begin = Chains.from_atoms(atoms), atoms.positions
     if abs(model.temperature - config.temperature_K) > TOLERANCE:
         progress.say(
             f"Note: the forces of this model are mean forces at {model.temperature:g} K; at {config.temperature_K:g} K "

@@ -68,7 +68,7 @@ def test_constraints_pin_every_dependency() -> None:
     names = {canonical(name) for name in pins}
     project = PROJECT["project"]
     wanted = list(project["dependencies"])
-    for extra in ("xtb", "train", "dask", "dft", "openmm", "xtb-python", "proteins", "allegro", "dev"):
+    for extra in ("xtb", "train", "dask", "dft", "openmm", "xtb-python", "proteins", "allegro", "lammps", "dev"):
         wanted += project["optional-dependencies"][extra]
     requirements = {canonical(re.match(r"[\w.-]+", item).group()) for item in wanted}  # type: ignore[union-attr]
     assert requirements <= names, f"not pinned: {requirements - names}"

@@ -15,6 +15,7 @@ three beads lie on a line; a dihedral is undefined there, and its force grows as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -176,7 +177,11 @@ class Prior(nn.Module):
         """Which parameters a bond between residues of these types has."""
         return self.bonds_class[first, second]  # type: ignore[index]
 
-    def forward(self, positions: Tensor, topology: PriorTopology) -> PriorOutput:
+    def dihedral_kinds(self, first: Tensor, second: Tensor) -> Tensor:
+        """Which parameters a dihedral with residues of these types in the middle has."""
+        return self.dihedrals_class[first, second]  # type: ignore[index]
+
+    def forward(self, positions: Tensor, topology: PriorTopology, terms: Sequence[str] = TERMS) -> PriorOutput:
         """Energies and forces.
 
         Parameters
@@ -185,10 +190,12 @@ class Prior(nn.Module):
             (R, N, 3) Å, R configurations of the same chains.
         topology
             Of these chains.
+        terms
+            Which of `TERMS`.
         """
         energies: dict[str, Tensor] = {}
         forces = torch.zeros_like(positions)
-        for name in TERMS:
+        for name in terms:
             term, beads, gradient = getattr(self, f"_{name}")(positions, topology)
             energies[name] = term.sum(-1)
             # One scatter for each term: the gradient (R, M, k, 3) of M terms of k beads.
@@ -219,7 +226,7 @@ class Prior(nn.Module):
 
     def _dihedrals(self, x: Tensor, topology: PriorTopology) -> tuple[Tensor, Tensor, Tensor]:
         i, j, k, m = topology.dihedrals.unbind(1)
-        kind = self.dihedrals_class[topology.types[j], topology.types[k]]  # type: ignore[index]
+        kind = self.dihedral_kinds(topology.types[j], topology.types[k])
         first, second, third = x[:, j] - x[:, i], x[:, k] - x[:, j], x[:, m] - x[:, k]
         left, right = torch.linalg.cross(first, second), torch.linalg.cross(second, third)
         length = second.norm(dim=-1)
