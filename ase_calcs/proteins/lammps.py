@@ -1,7 +1,7 @@
 """The same force field in LAMMPS: bonds and dihedrals in its own styles, the rest through `fix external`.
 
-LAMMPS has no angle style with as many cosines, its `special_bonds` end at the fourth bead of a chain, and its interfaces
-to machine learning are not in the wheels of PyPI; so angles, excluded volume, repulsion and the network are computed
+LAMMPS has no angle style with as many cosines, its `special_bonds` end at the fourth bead, and its interfaces to
+machine learning are not in the wheels of PyPI; so angles, excluded volume, repulsion and the network are computed
 here and handed over at every step. One process, beads without a periodic cell, `units metal`, whose eV, Å and ps need
 no conversion.
 """
