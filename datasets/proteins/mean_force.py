@@ -157,7 +157,9 @@ def mean_forces(
             k: _Job(folder / f"{k:04d}.npz", frames[row].astype(float), source.beads, xml, config, number_of(seed, k))
             for k, row in enumerate(chosen)
         }
-        left = {k: job for k, job in jobs.items() if not job.file.is_file()}
+        # In no particular order: what there is after an interruption is spread over the reference.
+        order = np.random.default_rng(seed).permutation(len(jobs)).tolist()
+        left = {k: jobs[k] for k in order if not jobs[k].file.is_file()}
         each = config.equilibrate + config.picoseconds
         with progress.task("mean forces, ps", each * len(jobs)) as task:
             task.advance(each * (len(jobs) - len(left)))
