@@ -17,8 +17,8 @@ from ..datasets.proteins.beads import BeadFrames, load_npz, read_beads, save_npz
 from ..datasets.proteins.build import AllAtom, build_sequence, read_protein
 from ..datasets.proteins.frames import Piece, dynamics_pieces, open_dynamics, open_reference, reference_pieces
 from ..datasets.proteins.mapping import MapKind
-from ..datasets.proteins.reference import RECORD, ReferenceConfig, run_reference
-from .config import dump_recipe
+from ..datasets.proteins.reference import RECORD, ReferenceConfig, Start, has_atoms_of, run_reference
+from .config import dump_recipe, to_plain
 from .pipeline import available_cores
 from .progress import is_first_process
 from .stages import write_text
@@ -37,9 +37,8 @@ TOLERANCE = 1.0  # K, within which frames count as of a temperature
 
 def load_protein(text: str) -> tuple[AllAtom, bool]:
     """A PDB or mmCIF file, or a sequence; and whether it is a file, whose structure counts as folded."""
-    path = Path(text)
-    if path.suffix.lower() in (".pdb", ".ent", ".cif", ".mmcif") or path.is_file():
-        return read_protein(path), True
+    if is_file(text):
+        return read_protein(text), True
     return build_sequence(text), False
 
 
@@ -58,9 +57,7 @@ def make_reference(
     for note in made.notes:
         progress.say(f"  {note}")
     if default_starts:
-        config = dataclasses.replace(
-            config, starts=("folded", "extended", "unfolded", "pulled") if folded else ("extended", "unfolded")
-        )
+        config = dataclasses.replace(config, starts=_possible_starts(made, folded, config, progress))
     elif not folded and {"folded", "pulled"} & set(config.starts):
         raise InputError("`folded` and `pulled` start from a structure, and a sequence is none: give a PDB file.")
     progress.say(
@@ -68,6 +65,20 @@ def make_reference(
     )
     run_reference(made, folder, config, seed=seed, workers=workers or available_cores(), progress=progress)
     progress.say("\n" + _reference_table(folder))
+
+
+def _possible_starts(made: AllAtom, folded: bool, config: ReferenceConfig, progress: Progress) -> tuple[Start, ...]:
+    """All starts that this protein can have."""
+    starts: list[Start] = ["folded"] if folded else []
+    if ":" in made.sequence:
+        progress.say("  several chains: they start from the given structure only")
+    elif folded and not has_atoms_of(made, build_sequence(made.sequence)):
+        progress.say("  other protons or bonds than a chain built from the sequence: no extended or unfolded start")
+    else:
+        starts += ["extended", "unfolded"]
+    if folded and ":" not in made.sequence and config.system.water == "obc2":
+        starts.append("pulled")
+    return tuple(starts)
 
 
 def _reference_table(folder: Path) -> str:
@@ -101,6 +112,10 @@ def map_onto_beads(
     """`distillase cg map`."""
     pieces: Callable[[], Iterable[Piece]]
     if source.endswith(".npz"):
+        if temperatures or trajectory or forces:
+            raise InputError(
+                "An NPZ file is mapped already: `--temperatures`, `--trajectory` and `--forces` say nothing there."
+            )
         proteins = load_npz(source, name=name, force_unit=unit)
         write_beads(out, proteins, {"source": {"npz": Path(source).name}})
         for protein in proteins:
@@ -118,7 +133,10 @@ def map_onto_beads(
             described = open_reference(source, name)
             pieces = lambda: reference_pieces(source, temperatures)  # noqa: E731
         result = write_mapped(out, described, pieces, kind)
-        progress.say(f"{described.name} ({described.sequence}): {result.frames} frames, map `{kind}`\n")
+        progress.say(
+            f"{described.name} ({described.sequence}): {result.frames} frames, map `{kind}`, {result.constraints} "
+            "rigid distances\n"
+        )
         table = plain_table(
             {"force map": "left", "RMS, first half": "right", "second half": "right", "kcal/mol/Å": "left"}
         )
@@ -257,11 +275,22 @@ def make_hybrid(
     known = [_mean_frames(text, proteins, recipe.temperature) for text in means]
     for frames in known:
         progress.say(f"{len(frames.positions)} mean forces of {frames.name}")
-    prior = _stable_prior(training, recipe.prior, recipe.temperature, picoseconds, recipe.seed, progress)
     folder.mkdir(parents=True, exist_ok=True)
+    path, made_from = folder / "prior.safetensors", folder / "prior.json"
+    key = {
+        "dataset": _content_hash(dataset), "prior": to_plain(recipe.prior), "temperature": recipe.temperature,
+        "hold_out": list(recipe.hold_out), "validation": recipe.validation, "seed": recipe.seed,
+    }  # fmt: skip
+    if path.is_file() and made_from.is_file() and json.loads(made_from.read_text()) == key:
+        progress.say(f"the prior in {path} is of these data and settings already")
+        prior = load_coarse_grained(path)
+    else:
+        prior = _stable_prior(training, recipe.prior, recipe.temperature, picoseconds, recipe.seed, progress)
+        if is_first_process():
+            save_model(path, prior)
+            write_text(made_from, json.dumps(key))
     if is_first_process():
         write_text(folder / "config.yaml", dump_recipe(recipe, f"distillase cg train {dataset}"))
-        save_model(folder / "prior.safetensors", prior)
     result = train_beads(
         proteins, prior.prior, folder, recipe, means=known, dataset_hash=_content_hash(dataset), progress=progress
     )
@@ -298,6 +327,15 @@ def _mean_frames(text: str, proteins: Sequence[BeadFrames], temperature: float) 
     by_name = {p.name: p for p in proteins}
     if not name and len(by_name) == 1:
         name = next(iter(by_name))
+    settings = Path(folder) / "mean_forces.json"
+    if name in by_name and settings.is_file():
+        found = json.loads(settings.read_text())
+        other = by_name[name].sequence
+        if found["sequence"] != other or abs(found["temperature"] - temperature) > TOLERANCE:
+            raise InputError(
+                f"The mean forces in {folder} are of {found['sequence']} at {found['temperature']:g} K, and {name} is "
+                f"{other} at {temperature:g} K."
+            )
     if name not in by_name:
         raise InputError(
             f"`--mean-forces {text}` names no protein of the dataset. Write NAME=FOLDER, with {', '.join(by_name)}."
@@ -333,7 +371,28 @@ def beads_to_begin_with(start: str) -> Atoms:
     """The beads of a PDB file, or of a sequence as an extended chain."""
     from ..ase_calcs.proteins.chains import coarse_grained_atoms, extended_chain, read_beads_pdb
 
-    return read_beads_pdb(start) if Path(start).is_file() else coarse_grained_atoms(start, extended_chain(start))
+    if is_file(start):
+        return read_beads_pdb(start)
+    return coarse_grained_atoms(start, extended_chain(start))
+
+
+def is_file(text: str) -> bool:
+    """Whether it names a structure, and no sequence.
+
+    Raises
+    ------
+    InputError
+        It looks like the name of a file, and there is none.
+    """
+    path = Path(text)
+    named = path.suffix.lower() in (".pdb", ".ent", ".cif", ".mmcif")
+    try:
+        there = path.is_file()
+    except OSError:  # a sequence that is too long for a name
+        there = False
+    if named and not there:
+        raise InputError(f"There is no file `{text}`.")
+    return there
 
 
 def write_for_lammps(
@@ -351,7 +410,7 @@ def write_for_lammps(
     from ..ase_calcs.modelfile import load_coarse_grained
     from ..ase_calcs.proteins.lammps import write_lammps
 
-    model, atoms = load_coarse_grained(model_file), beads_to_begin_with(start)
+    atoms, model = beads_to_begin_with(start), load_coarse_grained(model_file)
     write_lammps(model, atoms, out, temperature_K=temperature or None, friction=friction, timestep=timestep, seed=seed)
     progress.say(f"{len(atoms)} beads for LAMMPS. In {out}: python run.py 10000")
 
@@ -365,8 +424,8 @@ def simulate(
     from ..ase_calcs.proteins.simulate import ReplicaLangevin
     from ..training.proteins.stability import Stability
 
-    model = load_coarse_grained(model_file)
     atoms = beads_to_begin_with(start)
+    model = load_coarse_grained(model_file)
     chains, begin = Chains.from_atoms(atoms), atoms.positions
     if abs(model.temperature - config.temperature_K) > TOLERANCE:
         progress.say(
@@ -388,7 +447,7 @@ def simulate(
     out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         out / "trajectory.npz", positions=result.positions.astype(np.float32), energies=result.energies,
-        sequence=chains.sequence, interval_ps=config.interval,
+        sequence=chains.sequence, interval_ps=result.interval,
     )  # fmt: skip
     frames = result.positions[:, 0]
     frames = frames[np.isfinite(frames).all((1, 2))]

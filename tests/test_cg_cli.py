@@ -71,6 +71,10 @@ def test_training_ends_with_a_hybrid_that_was_simulated(npz, tmp_path, capsys) -
     assert prior.network is None
     assert all(torch.equal(a, b) for a, b in zip(model.prior.parameters(), prior.prior.parameters(), strict=True))
     assert "scalar_features: 8" in (out / "config.yaml").read_text()
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    assert main([*words, "--set", "first.max_epochs=2", "--set", "second.max_epochs=1"]) == 0
+    assert "of these data and settings already" in capsys.readouterr().out
+    assert (out / "model.safetensors").stat().st_mtime_ns == written  # nothing was trained again
     assert main([*words, "--set", "network.cutof=9"]) == 2
     assert "did you mean `cutoff`" in capsys.readouterr().err
 
@@ -87,9 +91,8 @@ def test_the_default_recipe_is_the_default_of_the_code() -> None:
 def test_a_prior_that_is_not_stable_is_refused(npz, tmp_path, capsys) -> None:
     """Frames of chains that run through themselves, and forces that say nothing."""
     (frames,) = load_npz(npz)
-    x = frames.positions[:400].copy()
-    x[:, 4:] -= x[:, 4:5] - x[:, 0:1] + [0.0, 0.0, 0.3]  # the second half lies upon the first
-    x[:, 4:] += np.random.default_rng(0).normal(0, 0.05, (400, 1, 3))
+    x = 3.84 * (np.arange(7) % 2)[None, :, None] * np.array([1.0, 0.0, 0.0])  # to and fro between two places
+    x = x + np.random.default_rng(0).normal(0, 0.05, (400, 7, 3))
     bad = BeadFrames("bad", SEQUENCE, x, frames.forces[:400], frames.temperatures[:400], frames.origins[:400])
     save_npz(tmp_path / "bad.npz", [bad])
     assert main(["cg", "map", str(tmp_path / "bad.npz"), "--out", str(tmp_path / "bad.h5")]) == 0
@@ -108,6 +111,9 @@ def test_user_errors_are_one_paragraph(npz, tmp_path, capsys) -> None:
         (["cg", "prior", str(tmp_path / "none.h5"), "--out", str(tmp_path)], "none.h5"),
         (["cg", "map", str(tmp_path / "nothing"), "--out", str(data)], "holds no reference"),
         (["cg", "map", str(npz), "--out", str(data), "--unit", "pN"], "allowed are"),
+        (["cg", "map", str(npz), "--out", str(data), "--temperatures", "350"], "mapped already"),
+        (["cg", "simulate", str(data), "none.pdb", "--out", str(tmp_path)], "no file `none.pdb`"),
+        (["cg", "simulate", str(data), "A" * 300 + "B", "--out", str(tmp_path)], "is no sequence"),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err

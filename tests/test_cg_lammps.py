@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from ase import units
 
 from distillase.ase_calcs.errors import InputError, StructureError
 from distillase.ase_calcs.proteins.calculator import CoarseGrainedCalculator
@@ -109,8 +110,25 @@ def test_bad_input_is_refused(tmp_path) -> None:
     atoms.pbc = True
     with pytest.raises(StructureError, match="periodic"):
         lammps_module.write_lammps(model(), atoms, tmp_path)
+    pair = coarse_grained_atoms("A:G", extended_chain("A:G"))
+    with pytest.raises(StructureError, match="No two beads"):
+        lammps_module.write_lammps(model(), pair, tmp_path)
+    with pytest.raises(InputError, match="positive"):
+        lammps_module.write_lammps(model(), coarse_grained_atoms("AG", extended_chain("AG")), tmp_path, seed=0)
     with pytest.raises(StructureError, match="residues A"):
         lammps_module.write_lammps(CoarseGrainedModel([6]), coarse_grained_atoms("AG", extended_chain("AG")), tmp_path)
+
+
+def test_velocities_are_at_the_temperature_with_all_their_momenta(tmp_path) -> None:
+    atoms = coarse_grained_atoms(SEQUENCE, extended_chain(SEQUENCE))
+    folder = lammps_module.write_lammps(model(), atoms, tmp_path, temperature_K=300.0)
+    lammps = lammps_module.open_lammps(folder, QUIET)
+    lammps.command("run 0 post no")
+    velocities = np.array(lammps.gather_atoms("v", 1, 3)).reshape(-1, 3) * 1e-3  # Å/fs
+    kinetic = 0.5 * (atoms.get_masses()[:, None] * velocities**2).sum() / units.fs**2
+    assert kinetic == pytest.approx(1.5 * 13 * units.kB * 300, rel=1e-5)
+    assert lammps.get_thermo("temp") == pytest.approx(300.0, rel=1e-6)
+    lammps.close()
 
 
 def test_the_command(tmp_path, capsys) -> None:

@@ -136,8 +136,8 @@ def test_npz_with_masks_comes_back(tmp_path) -> None:
     def frames(name: str, sequence: str, n: int) -> BeadFrames:
         length = len(sequence.replace(":", ""))
         return BeadFrames(
-            name, sequence, rng.normal(0, 5, (n, length, 3)), rng.normal(0, 1, (n, length, 3)), np.full(n, 300.0),
-            np.array([f"run {k % 2}" for k in range(n)]),
+            name, sequence, np.cumsum(rng.normal(0, 1, (n, length, 3)), 1), rng.normal(0, 1, (n, length, 3)),
+            np.full(n, 300.0), np.array([f"run {k % 2}" for k in range(n)]),
         )  # fmt: skip
 
     proteins = [frames("long", "GYDPE:TG", 5), frames("short", "AWG", 4)]
@@ -168,6 +168,22 @@ def test_npz_of_others_in_other_units(tmp_path) -> None:
     np.savez(tmp_path / "z.npz", **arrays)
     with pytest.raises(DataError, match="1 to 20"):
         load_npz(tmp_path / "z.npz")
+
+
+def test_chains_that_a_box_cuts_are_refused(tmp_path) -> None:
+    x = 3.8 * np.arange(4)[None, :, None] * np.array([1.0, 0, 0]) + np.zeros((3, 1, 1))
+    x[1, 2:] -= [30.0, 0, 0]
+    cut = BeadFrames("cut", "GYDP", x, np.zeros_like(x), np.full(3, 300.0), np.full(3, "a"))
+    with pytest.raises(DataError, match=r"beads 1 and 2 .* in frame 1"):
+        write_beads(tmp_path / "cut.h5", [cut], {})
+    write_beads(tmp_path / "broken.h5", [BeadFrames("cut", "GY:DP", x, cut.forces, cut.temperatures, cut.origins)], {})
+
+
+def test_files_that_are_no_npz_are_refused(tmp_path) -> None:
+    for content in (b"", b"PK\x03\x04 and no more"):
+        (tmp_path / "x.npz").write_bytes(content)
+        with pytest.raises(DataError, match="cannot be read as NPZ"):
+            load_npz(tmp_path / "x.npz")
 
 
 def test_a_dataset_of_atoms_is_not_one_of_beads(tmp_path) -> None:

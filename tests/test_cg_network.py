@@ -210,11 +210,15 @@ def test_the_loss_of_a_step_does_not_depend_on_its_batches() -> None:
 
 
 def test_splits_hold_out_whole_proteins_and_the_ends_of_runs() -> None:
-    proteins = [frames(n=40), frames("short", "AWG", n=20)]
+    proteins = [frames(n=40), frames("short", "GWY", n=20)]
     training, validation, held = split_frames(proteins, ("short",), 0.1)
     assert [p.name for p in held] == ["short"]
     assert (len(training[0].positions), len(validation[0].positions)) == (36, 4)
     assert np.array_equal(validation[0].positions, proteins[0].positions[-4:])
+    with pytest.raises(InputError, match="short have residues"):
+        split_frames([proteins[0], frames("short", "AWK", n=20)], ("short",), 0.1)
+    with pytest.raises(InputError, match="too few frames"):
+        split_frames([proteins[0], frames("few", "GTY", n=2)], (), 0.1)
     with pytest.raises(InputError, match="nobody"):
         split_frames(proteins, ("nobody",), 0.1)
     with pytest.raises(InputError, match="Nothing is left"):

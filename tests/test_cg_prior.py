@@ -135,6 +135,18 @@ def test_beads_of_a_pdb_file_know_where_a_chain_is_broken(tmp_path) -> None:
     assert atoms.get_masses() == pytest.approx([57.052, 163.176, 115.088, 97.117, 129.115])
     with pytest.raises(StructureError, match="2 models"):
         read_beads_pdb(path, 2)
+    # Two chains without names whose numbers begin again; and 30 of them, for which letters do not suffice.
+    both = write_pdb("GYD:PE", [extended_chain("GYD:PE")])
+    path.write_text("\n".join(line[:21] + " " + line[22:] for line in both.splitlines()))
+    assert Chains.from_atoms(read_beads_pdb(path)).sequence == "GYD:PE"
+    many = ":".join(["AG"] * 30)
+    path.write_text(write_pdb(many, [extended_chain(many)]))
+    assert Chains.from_atoms(read_beads_pdb(path)).sequence == many
+    # Of two locations of an atom the first is taken.
+    lines = write_pdb("GY", [extended_chain("GY")]).splitlines()
+    first, second = (lines[2][:16] + letter + lines[2][17:] for letter in "AB")
+    path.write_text("\n".join([*lines[:2], first, second, *lines[3:]]))
+    assert len(read_beads_pdb(path)) == 2
 
 
 def test_a_calculator_gives_components_and_batches_equal_singles(tmp_path) -> None:
@@ -166,6 +178,27 @@ def test_another_residue_at_the_same_place_is_another_energy() -> None:
     assert abs(atoms.get_potential_energy() - before) > 0.01
 
 
+def test_results_of_many_are_not_taken_for_those_of_one() -> None:
+    made = model(prior={"classes": {"bonds": [], "angles": ["G"], "dihedrals": []}})
+    with torch.no_grad():
+        made.prior.angle[1, 1] = 0.5
+    one, other = (coarse_grained_atoms(s, extended_chain(s)) for s in ("AAA", "AGA"))
+    calculator = CoarseGrainedCalculator(made)
+    one.calc = other.calc = calculator
+    before = one.get_potential_energy()
+    wanted = calculator.calculate_many([other])[0]["energy"]
+    assert other.get_potential_energy() == pytest.approx(wanted, abs=1e-12)
+    assert abs(wanted - before) > 0.01
+
+
+def test_the_prior_stays_in_double_precision() -> None:
+    made = model().to(torch.float32)
+    assert made.prior.length.dtype == torch.float64
+    mine = model()
+    CoarseGrainedCalculator(mine.train())
+    assert mine.training  # the calculator has a copy of its own
+
+
 def test_bad_input_is_refused_with_a_reason() -> None:
     made = CoarseGrainedModel([1, 2], prior={})
     calculator = CoarseGrainedCalculator(made)
@@ -187,12 +220,18 @@ def test_bad_input_is_refused_with_a_reason() -> None:
         periodic.get_potential_energy()
     with pytest.raises(InputError, match="prior alone"):
         CoarseGrainedCalculator(made, part="network")
+    with pytest.raises(InputError, match="part is 'priro'"):
+        ReplicaLangevin(model(), Chains.from_sequence("AG"), extended_chain("AG")[None], part="priro")  # type: ignore[arg-type]
 
 
 def test_a_committee_says_where_it_differs() -> None:
     one, other = model(), model()
     with torch.no_grad():
         other.prior.length += 0.1
+    with_network = model()
+    with_network.network = torch.nn.Identity()  # stands for one
+    with pytest.raises(InputError, match="others are a prior alone"):
+        CoarseGrainedCalculator([one, with_network])
     atoms = coarse_grained_atoms("GYDPE", extended_chain("GYDPE"))
     atoms.calc = CoarseGrainedCalculator([one, other])
     with pytest.warns(UserWarning, match="unlike the training data"):
@@ -312,6 +351,35 @@ def test_force_matching_finds_the_prior_again(sampled) -> None:
         difference = fit.prior(x, topology).forces - made.prior(x, topology).forces
     assert float(difference.square().mean().sqrt()) < 0.01  # a tenth of the noise
     assert float(fit.prior.sigma.min()) > 2.5
+
+
+@pytest.mark.parametrize("sequence", ["AG", "AGA"])
+def test_short_chains_have_a_prior_without_what_they_lack(sequence) -> None:
+    start = np.repeat(extended_chain(sequence)[None], 64, 0)
+    config = SimulationConfig(picoseconds=10, friction=0.02, interval=0.5)
+    x = ReplicaLangevin(model(), Chains.from_sequence(sequence), start, config).run().positions[4:]
+    x = x.reshape(-1, len(sequence), 3)
+    with torch.no_grad():
+        forces = model().prior(torch.tensor(x), PriorTopology.of(Chains.from_sequence(sequence))).forces.numpy()
+    fit = fit_prior([BeadFrames("s", sequence, x, forces, np.full(len(x), 300.0), np.full(len(x), "a"))], 300.0)
+    assert float(fit.prior.stiffness[-1]) == pytest.approx(154.5 * KCAL_PER_MOL, rel=0.001)
+    assert float(fit.prior.dihedral.abs().max()) < 1e-6
+
+
+def test_one_bead_diffuses() -> None:
+    result = ReplicaLangevin(
+        model(), Chains.from_sequence("A"), np.zeros((4, 1, 3)), SimulationConfig(picoseconds=5)
+    ).run()
+    assert np.isinf(result.shortest).all()
+    assert not result.troubles
+
+
+def test_frames_are_as_far_apart_as_is_said() -> None:
+    config = SimulationConfig(picoseconds=1, timestep=11.0, interval=0.1)
+    start = extended_chain("AG")[None]
+    result = ReplicaLangevin(model(), Chains.from_sequence("AG"), start, config).run()
+    assert result.interval == pytest.approx(0.099)
+    assert len(result.positions) == 10
 
 
 def test_too_few_frames_and_broken_chains_are_refused(sampled) -> None:

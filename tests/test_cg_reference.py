@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,7 @@ from distillase.datasets.proteins import ReferenceConfig, SystemConfig, build_se
 from distillase.datasets.proteins.build import AllAtom, alpha_carbons, build_unfolded, mirror_images
 from distillase.datasets.proteins.frames import dynamics_pieces, open_dynamics, open_reference, reference_pieces
 from distillase.datasets.proteins.mapping import rigid_pairs
-from distillase.datasets.proteins.reference import ladder
+from distillase.datasets.proteins.reference import _Runner, _State, ladder
 from distillase.datasets.proteins.system import constrained_pairs, make_system, use_native_born
 
 openmm = pytest.importorskip("openmm")
@@ -68,6 +66,19 @@ def test_a_pdb_file_is_completed_and_gaps_are_refused(tmp_path) -> None:
     (tmp_path / "gap.pdb").write_text("\n".join([seqres, *gap, "END"]))
     with pytest.raises(StructureError, match="missing"):
         read_protein(tmp_path / "gap.pdb")
+    (tmp_path / "silent.pdb").write_text("\n".join([*gap, "END"]))  # most files do not say what they lack
+    with pytest.raises(StructureError, match="missing between TYR 2 and PRO 4"):
+        read_protein(tmp_path / "silent.pdb")
+    from openmm import app
+
+    silent = app.PDBFile(str(tmp_path / "silent.pdb"))
+    with (tmp_path / "silent.cif").open("w") as file:
+        app.PDBxFile.writeFile(silent.topology, silent.positions, file, keepIds=True)
+    with pytest.raises(StructureError, match="missing between TYR 2 and PRO 4"):
+        read_protein(tmp_path / "silent.cif")
+    (tmp_path / "rubbish.cif").write_text("nothing")
+    with pytest.raises(InputError, match="no mmCIF file"):
+        read_protein(tmp_path / "rubbish.cif")
     with pytest.raises(InputError, match="X"):
         build_sequence("GXG")
 
@@ -106,11 +117,13 @@ def test_hydrogens_are_heavy_and_their_bonds_rigid() -> None:
     assert total == pytest.approx(sum(a.element.mass._value for a in protein.topology.atoms()), abs=0.02)
 
 
-def test_explicit_water_is_beside_the_protein() -> None:
+def test_explicit_water_is_beside_the_protein_and_the_same_each_time() -> None:
     prepared = make_system(build_sequence("AG"), SystemConfig(water="tip3p", padding=5.0))
     assert prepared.n_protein == len(build_sequence("AG").positions)
     assert prepared.topology.getNumAtoms() > prepared.n_protein + 3 * 40
     assert prepared.system.usesPeriodicBoundaryConditions()
+    again = make_system(build_sequence("AG"), SystemConfig(water="tip3p", padding=5.0))
+    assert np.array_equal(again.positions, prepared.positions)
 
 
 def test_rungs_of_the_ladder() -> None:
@@ -151,13 +164,38 @@ def test_temperatures_exchange_and_stay_in_order(exchanged) -> None:
     assert 0.1 < successes.sum() / attempts.sum() < 0.9
     energies = np.concatenate([np.load(file)["energies"] for file in files[1:]], axis=1)
     assert (np.diff(energies.mean(1)) > 0).all()
-    # Velocities were scaled with the temperatures.
     system = openmm.XmlSerializer.deserialize((folder / "system.xml").read_text())
-    masses = np.array([system.getParticleMass(k)._value for k in range(system.getNumParticles())])
-    freedom = 3 * len(masses) - system.getNumConstraints()
-    kelvin = (masses[:, None] * velocities**2).sum((1, 2)) / (freedom * KB / KJ_PER_MOL)
-    rungs = json.loads((folder / "reference.json").read_text())["ladder"]
-    assert kelvin == pytest.approx(rungs, rel=6 * np.sqrt(2 / freedom))
+    assert velocities.shape[1] == system.getNumParticles()
+
+
+def test_exchanges_leave_the_canonical_ensembles_as_they_are() -> None:
+    """Two rungs of a harmonic degree of freedom: fresh canonical energies, exchanged, stay canonical; the velocities
+    that come along take the temperature of their new rung."""
+    rng, kelvin = np.random.default_rng(0), (300.0, 360.0)
+    runner = object.__new__(_Runner)
+    runner.rng = rng
+    runner.job = type("Job", (), {"temperatures": kelvin})()
+    kt = KB * np.array(kelvin) / KJ_PER_MOL
+    found, before, accepted = [], [], 0
+    for _ in range(20_000):
+        energies = rng.gamma(4.0, kt)  # eight harmonic coordinates
+        state = _State(np.zeros((2, 1, 3)), np.ones((2, 1, 3)), np.zeros((2, 3, 3)), np.zeros((1, 2)), 0.0)
+        state.positions[:, 0, 0] = energies
+        before.append(energies.copy())
+        runner._exchange(state, energies)
+        assert np.array_equal(state.positions[:, 0, 0], energies)
+        if state.exchanges[0, 1]:
+            accepted += 1
+            assert state.velocities[:, 0, 0] == pytest.approx([np.sqrt(300 / 360), np.sqrt(360 / 300)], rel=1e-12)
+        found.append(energies.copy())
+    mean, error = np.mean(found, 0), np.std(found, 0) / np.sqrt(len(found))
+    assert (np.abs(mean - 4 * kt) < 4 * error).all()
+    spread = np.std(found, 0)
+    assert spread == pytest.approx(2 * kt, rel=0.03)
+    # The rule of Metropolis, from the same energies.
+    beta = 1 / kt
+    wanted = np.minimum(1, np.exp((beta[0] - beta[1]) * (np.array(before)[:, 0] - np.array(before)[:, 1]))).mean()
+    assert accepted / len(found) == pytest.approx(wanted, abs=0.015)
 
 
 def test_an_interrupted_reference_goes_on_bit_by_bit(exchanged, tmp_path) -> None:
@@ -173,6 +211,9 @@ def test_an_interrupted_reference_goes_on_bit_by_bit(exchanged, tmp_path) -> Non
                 assert (name in a) == (name in b)
                 if name in a:
                     assert np.array_equal(a[name], b[name])
+    moved = AllAtom(protein.topology, protein.positions * 1.01)
+    with pytest.raises(InputError, match="structure"):
+        run_reference(moved, part, config, seed=3)
     with pytest.raises(InputError, match="seed: 3 there, 4 now"):
         run_reference(protein, part, config, seed=4)
     with pytest.raises(InputError, match=r"nanoseconds: 0\.06 there"):
@@ -225,6 +266,8 @@ def test_dynamics_of_others(tmp_path) -> None:
     assert source.sequence == "GYD"
     assert source.pairs is None
     np.save(tmp_path / "short.npy", forces[:20])
+    with pytest.raises(InputError, match="cannot be read as a trajectory"):
+        list(dynamics_pieces(tmp_path / "top.pdb", tmp_path / "none.xtc", tmp_path / "f.npy", "eV/A", 310.0))
     with pytest.raises(InputError, match="One force for every atom"):
         list(dynamics_pieces(tmp_path / "top.pdb", tmp_path / "run.xtc", tmp_path / "short.npy", "eV/A", 310.0))
 
@@ -236,6 +279,8 @@ def test_dynamics_of_others(tmp_path) -> None:
         ({"interval": 3.0}, "divide 20"),
         ({"timestep": 3.0}, "whole number of steps"),
         ({"temperatures": (300.0, 300.0)}, "different"),
+        ({"starts": ("extended", "extended")}, "each start once"),
+        ({"starts": ("pulled",), "system": SystemConfig(water="tip3p")}, "out of its box"),
         ({"exchange": True, "system": SystemConfig(water="tip3p")}, "explicit water"),
     ],
 )

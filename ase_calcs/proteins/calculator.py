@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -31,7 +32,7 @@ class CoarseGrainedCalculator(Calculator):
     Parameters
     ----------
     model
-        A model file, a `CoarseGrainedModel`, or several of them: a committee, whose mean is taken.
+        A model file, a `CoarseGrainedModel`, which is copied, or several of them: a committee, whose mean is taken.
     part
         ``"hybrid"``, or ``"prior"`` or ``"network"`` alone.
     device
@@ -75,6 +76,8 @@ class CoarseGrainedCalculator(Calculator):
             raise InputError("There is no model: give a model file, or several for a committee.")
         if part == "network" and any(one.network is None for one in self.models):
             raise InputError("`part='network'`, but the model is a prior alone.")
+        if len({one.network is None for one in self.models}) > 1:
+            raise InputError("Some members of the committee have a network and others are a prior alone.")
         kelvins = {one.temperature for one in self.models}
         if len(kelvins) > 1:
             raise InputError(f"The members of a committee hold at one temperature; these are for {sorted(kelvins)} K.")
@@ -90,7 +93,7 @@ class CoarseGrainedCalculator(Calculator):
             return load_coarse_grained(model, device=device)
         if not isinstance(model, CoarseGrainedModel):
             raise InputError(f"model is a {type(model).__name__}; give a model file or a CoarseGrainedModel.")
-        return model.to(device).eval()
+        return deepcopy(model).to(device).eval()
 
     @property
     def temperature(self) -> float:
@@ -104,7 +107,7 @@ class CoarseGrainedCalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed, residue types and chains among it."""
         changed = super().check_state(atoms, tol)
-        return changed if changed or self._key == _key(atoms) else ["numbers"]
+        return changed if changed or self.atoms is None or _key(self.atoms) == _key(atoms) else ["numbers"]
 
     def calculate(
         self,

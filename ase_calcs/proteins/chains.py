@@ -143,6 +143,7 @@ def coarse_grained_atoms(sequence: str, positions: np.ndarray) -> Atoms:
 def extended_chain(sequence: str, *, angle: float = 120.0, dihedral: float = -170.0) -> np.ndarray:
     """Positions (N, 3), Å, of one chain in a zigzag with bonds of 3.84 Å; several chains lie 10 Å side by side."""
     placed, offset = [], 0.0
+    sequence = "".join(sequence.split())
     theta, phi, bond = np.radians(180.0 - angle), np.radians(dihedral), 3.84
     step = np.array([bond * np.cos(theta), bond * np.sin(theta) * np.cos(phi), bond * np.sin(theta) * np.sin(phi)])
     for part in sequence.split(":"):
@@ -202,22 +203,24 @@ def _alpha_carbon_models(path: Path) -> list[tuple[list[str], list[str], list[li
     except OSError as error:
         raise InputError(f"`{path}` cannot be read as a PDB file ({error}).") from error
     models: list[tuple[list[str], list[str], list[list[float]]]] = [([], [], [])]
-    seen: set[str] = set()
+    last, chain = "", 0
     for line in lines:
         if line.startswith("MODEL ") and models[-1][0]:
             models.append(([], [], []))
-            seen = set()
+            last = ""
+        if line.startswith("TER"):
+            last, chain = "", chain + 1
         if not line.startswith(("ATOM  ", "HETATM")) or line[12:16] != " CA ":
             continue
-        residue = line[21:27]  # chain, number, insertion code
-        if residue in seen:
-            continue
-        seen.add(residue)
+        residue = line[17:27]  # name, chain, number, insertion code
+        if line[16] not in " A" and residue[3:] == last[3:]:
+            continue  # another location of the same atom
+        last = residue
         try:
             xyz = [float(line[a : a + 8]) for a in (30, 38, 46)]
         except ValueError:
             raise StructureError(f"{path}: a malformed line: {line!r}") from None
-        for column, value in zip(models[-1], (line[17:20].strip(), line[21], xyz), strict=True):
+        for column, value in zip(models[-1], (line[17:20].strip(), f"{line[21]}{chain}", xyz), strict=True):
             column.append(value)  # type: ignore[attr-defined]
     return models
 

@@ -80,6 +80,10 @@ def write_lammps(
     """
     chains, folder = Chains.from_atoms(atoms), Path(folder)
     model.check(chains)
+    if not len(chains.bonds):
+        raise StructureError("No two beads follow each other in a chain: there is nothing for LAMMPS's bonds.")
+    if seed < 1:
+        raise InputError(f"`seed` is {seed}; LAMMPS wants a positive one.")
     if atoms.pbc.any():
         raise StructureError("Beads in a periodic cell are not implemented. Set `atoms.pbc = False`.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +107,9 @@ def write_lammps(
         "fix rest all external pf/callback 1 1",
         "fix_modify rest energy yes",
         f"timestep {step / 1000:g}",
-        f"velocity all create {kelvin:g} {seed} dist gaussian mom no rot no",
+        # All 3N momenta are thermal; LAMMPS would take three off.
+        "compute_modify thermo_temp extra/dof 0",
+        f"velocity all create {kelvin:g} {seed} dist gaussian mom no rot no temp thermo_temp",
         "fix move all nve",
     ]
     if temperature_K is not None and friction > 0:

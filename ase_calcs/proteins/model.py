@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import StructureError
+from ..errors import InputError, StructureError
 from ..graph import AtomGraph
 from ..potential import ModelHeader, Potential
 from .chains import Chains
@@ -99,6 +99,12 @@ class CoarseGrainedModel(nn.Module):
                 network["architecture"], self.elements, network["hyperparameters"], dtype=dtype
             )
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoarseGrainedModel:
+        # `.to(float32)` is for the network: bonds are stiff, and their energies small differences.
+        super()._apply(fn, recurse)
+        self.prior.double()
+        return self
+
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """Keyword arguments (JSON types) that build this model again, besides ``elements``."""
@@ -149,6 +155,8 @@ class CoarseGrainedModel(nn.Module):
         part
             Both, or one of the two.
         """
+        if part not in get_args(Part):
+            raise InputError(f"part is {part!r}; allowed are {', '.join(map(repr, get_args(Part)))}.")
         energies: dict[str, Tensor] = {}
         forces = torch.zeros_like(positions)
         if part != "network":

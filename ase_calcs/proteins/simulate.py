@@ -86,6 +86,8 @@ class SimulationResult:
         (R,) Å, the shortest distance between two beads in any kept frame, and at any check.
     timestep
         fs.
+    interval
+        ps between frames: the nearest whole number of steps to what was asked for.
     steps
         That each replica lived.
     troubles
@@ -99,6 +101,7 @@ class SimulationResult:
     temperatures: np.ndarray
     shortest: np.ndarray
     timestep: float
+    interval: float
     steps: np.ndarray
     troubles: list[Trouble] = field(default_factory=list)
     seconds: float = 0.0
@@ -204,6 +207,8 @@ class ReplicaLangevin:
     def shortest(self) -> Tensor:
         """(R,) Å, the shortest distance between two beads."""
         i, j = self.topology.pairs
+        if not len(i):
+            return torch.full_like(self.x[:, 0, 0], torch.inf)
         return (self.x[:, i] - self.x[:, j]).norm(dim=-1).amin(-1)
 
     def run(self, advance: Callable[[float], None] | None = None, *, check_every: int = 10) -> SimulationResult:
@@ -230,8 +235,8 @@ class ReplicaLangevin:
             lived += self.alive.cpu().numpy()
             if number % check_every == 0 or number % per_frame == 0:
                 distance = self.shortest()
-                self._look(distance, number, troubles)
                 shortest = torch.where(self.alive, torch.minimum(shortest, distance), shortest)
+                self._look(distance, number, troubles)
             if number % per_frame == 0:
                 frame = number // per_frame - 1
                 living = self.alive.cpu().numpy()
@@ -240,14 +245,15 @@ class ReplicaLangevin:
                 if advance is not None:
                     advance(per_frame * self.timestep / 1000 * len(self.x))
         return SimulationResult(
-            kept, energies, (heat.cpu().numpy() / np.maximum(lived, 1)), shortest.cpu().numpy(), self.timestep, lived,
+            kept, energies, (heat.cpu().numpy() / np.maximum(lived, 1)), shortest.cpu().numpy(), self.timestep,
+            per_frame * self.timestep / 1000, lived,
             troubles, time.monotonic() - begun,
         )  # fmt: skip
 
     def _look(self, distance: Tensor, number: int, troubles: list[Trouble]) -> None:
         """End replicas that went wrong."""
         force = self.output.forces.abs().amax((1, 2))
-        finite = torch.isfinite(force) & torch.isfinite(distance) & torch.isfinite(self.output.energy)
+        finite = torch.isfinite(force) & ~torch.isnan(distance) & torch.isfinite(self.output.energy)
         wrong = ~finite | (distance < self.config.least_distance) | (force > self.config.largest_force)
         for k in (wrong & self.alive).nonzero().flatten().tolist():
             if not bool(finite[k]):

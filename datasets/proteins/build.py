@@ -12,8 +12,9 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +26,7 @@ _BASINS = {"helix": (-63.0, -43.0), "strand": (-120.0, 130.0), "polyproline": (-
 _SHARES = (0.3, 0.4, 0.3)  # of random chains; left-handed conformations are reached by dynamics
 _SPREAD = 15.0  # degrees
 _CLASH = 4.2  # Å between Cα atoms that are three or more residues apart
+_BROKEN = 4.6  # Å between Cα atoms of neighbours, which are 3.8 apart, 2.9 with a cis bond
 _CIS = 90.0  # degrees of ω
 
 
@@ -137,17 +139,16 @@ def read_protein(path: str | Path, *, ph: float = 7.0) -> AllAtom:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"`{path}` cannot be read as a structure ({error}).") from error
-    if path.suffix.lower() in (".cif", ".mmcif"):
-        app, unit = _openmm("openmm.app"), _openmm("openmm.unit")
-        file, written = app.PDBxFile(io.StringIO(text)), io.StringIO()
-        app.PDBFile.writeFile(file.topology, file.positions.in_units_of(unit.nanometer), written, keepIds=True)
-        text = written.getvalue()
+    kind: Literal["pdbfile", "pdbxfile"] = "pdbxfile" if path.suffix.lower() in (".cif", ".mmcif") else "pdbfile"
     try:
-        return _complete(text, ph)
+        return _complete(text, ph, kind)
     except StructureError as error:
         raise StructureError(f"`{path}`: {error}") from error
-    except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"`{path}` is no PDB file that OpenMM can read ({error}).") from error
+    except Exception as error:  # PDBFixer and OpenMM have no errors of their own for files they cannot read
+        raise InputError(
+            f"`{path}` is no {'mmCIF' if kind == 'pdbxfile' else 'PDB'} file that OpenMM can read "
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def check_sequence(sequence: str) -> str:
@@ -171,13 +172,13 @@ def _openmm(module: str) -> Any:
     return require(module, extra="proteins", purpose=_PURPOSE)
 
 
-def _complete(text: str, ph: float) -> AllAtom:
-    """All atoms of the first model of a PDB file."""
+def _complete(text: str, ph: float, kind: Literal["pdbfile", "pdbxfile"] = "pdbfile") -> AllAtom:
+    """All atoms of the first model of a PDB or mmCIF file."""
     fixer_class = require("pdbfixer", extra="proteins", purpose=_PURPOSE).PDBFixer
     unit = _openmm("openmm.unit")
     # The platform for its minimisations: in double precision, and on one thread, they have one result.
     reference = _openmm("openmm").Platform.getPlatformByName("Reference")
-    fixer = fixer_class(pdbfile=io.StringIO(text), platform=reference)
+    fixer = fixer_class(**{kind: io.StringIO(text)}, platform=reference)
     before = sum(1 for _ in fixer.topology.residues())
     cis = _cis_bonds(fixer.topology, _angstroms(fixer.positions, unit))
     notes: list[str] = []
@@ -202,6 +203,7 @@ def _complete(text: str, ph: float) -> AllAtom:
     after = sum(1 for _ in fixer.topology.residues())
     if not after or not len(alpha_carbons(fixer.topology)):
         raise StructureError("no amino acids.")
+    _refuse_gaps(fixer.topology, _angstroms(fixer.positions, unit))
     if after < before:
         notes.append(f"{before - after} residues of water, ions and ligands left out")
     fixer.findMissingAtoms()
@@ -209,7 +211,7 @@ def _complete(text: str, ph: float) -> AllAtom:
     if heavy:
         notes.append(f"{heavy} heavy atoms added")
         fixer.addMissingAtoms(seed=0)
-    with _same_numbers():
+    with same_numbers():
         fixer.addMissingHydrogens(ph)
     positions = _angstroms(fixer.positions, unit)
     inverted = mirror_images(fixer.topology, positions)
@@ -224,8 +226,26 @@ def _complete(text: str, ph: float) -> AllAtom:
     return AllAtom(fixer.topology, positions, tuple(notes))
 
 
+def _refuse_gaps(topology: Any, positions: np.ndarray) -> None:
+    """A file need not say what it lacks: neighbours in a chain that are far apart are none."""
+    residues = [(residue, atoms) for residue, atoms in _named(topology) if "CA" in atoms]
+    for (before, first), (residue, second) in pairwise(residues):
+        apart = float(np.linalg.norm(positions[second["CA"]] - positions[first["CA"]]))
+        if before.chain is residue.chain and apart > _BROKEN:
+            raise StructureError(
+                f"a stretch of chain is missing between {_label(before)} and {_label(residue)}, whose Cα "
+                f"are {apart:.1f} Å apart. Model it elsewhere (MODELLER, AlphaFold), or give the parts as chains."
+            )
+
+
+def _label(residue: Any) -> str:
+    """``TYR 2``, or ``TYR 2 of chain B``."""
+    chain = residue.chain.id.strip()
+    return f"{residue.name} {residue.id}" + (f" of chain {chain}" if chain not in ("", "A") else "")
+
+
 @contextmanager
-def _same_numbers() -> Iterator[None]:
+def same_numbers() -> Iterator[None]:
     """OpenMM throws new hydrogens around with Python's global generator: here always in the same way."""
     before = random.getstate()
     random.seed(0)
@@ -242,7 +262,7 @@ def _angstroms(positions: Any, unit: Any) -> np.ndarray:
 def mirror_images(topology: Any, positions: np.ndarray) -> list[str]:
     """Residues whose N, C, Cβ stand around Cα as in D-amino acids, as ``TYR 2``."""
     return [
-        f"{residue.name} {residue.id}"
+        _label(residue)
         for residue, atoms in _named(topology)
         if {"N", "CA", "C", "CB"} <= atoms.keys()
         and handedness(positions[[atoms[n] for n in ("N", "CA", "C", "CB")]]) < 0
@@ -265,7 +285,7 @@ def _cis_bonds(topology: Any, positions: np.ndarray) -> list[str]:
             continue
         four = [first["CA"], first["C"], second["N"], second["CA"]]
         if abs(np.degrees(dihedrals(positions[None, four])[0, 0])) < _CIS:
-            found.append(f"{residue.name} {residue.id}")
+            found.append(_label(residue))
     return found
 
 

@@ -102,7 +102,7 @@ def reference_pieces(folder: str | Path, temperatures: tuple[float, ...] = ()) -
     unknown = [t for t in temperatures if not any(abs(t - known) < 0.5 for known in there)]
     if unknown:
         raise InputError(f"The reference has no frames at {unknown} K; it has {[round(t, 1) for t in there]}.")
-    for job in sorted(path for path in (folder / "frames").iterdir() if path.is_dir()):
+    for job in sorted(path for path in (folder / "frames").glob("*") if path.is_dir()):
         rungs = tuple(record["ladder"]) if record["exchange"] else (float(job.name.rsplit("-", 1)[1].rstrip("K")),)
         for file in sorted(job.glob("[0-9]*.npz"))[1:]:  # the first is the equilibration
             with np.load(file) as data:
@@ -150,7 +150,7 @@ def dynamics_pieces(
     except (OSError, ValueError) as error:
         raise InputError(f"`{forces}` cannot be read as an .npy array of forces ({error}).") from error
     begin = 0
-    for piece in mdtraj.iterload(str(trajectory), top=str(topology), chunk=_PIECE):
+    for piece in _loaded(mdtraj, topology, trajectory):
         end = begin + piece.n_frames
         if values.ndim != 3 or values.shape[1:] != (piece.n_atoms, 3) or len(values) < end:
             raise InputError(
@@ -161,6 +161,16 @@ def dynamics_pieces(
         begin = end
     if begin != len(values):
         raise InputError(f"`{forces}` has {len(values)} frames and `{trajectory}` has {begin}.")
+
+
+def _loaded(mdtraj: Any, topology: str | Path, trajectory: str | Path) -> Iterator[Any]:
+    """Pieces of a trajectory; what mdtraj says of a file that it cannot read is one sentence."""
+    try:
+        yield from mdtraj.iterload(str(trajectory), top=str(topology), chunk=_PIECE)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"`{trajectory}` cannot be read as a trajectory of the atoms of `{topology}` ({error})."
+        ) from error
 
 
 def _of_pdb(path: Path) -> tuple[np.ndarray, str, int]:

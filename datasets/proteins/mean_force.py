@@ -9,6 +9,7 @@ chains that turn more slowly.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from ..writer import atomic_write
 from .beads import BeadFrames
 from .build import read_protein
 from .frames import open_reference, reference_pieces
-from .reference import RECORD, number_of
+from .reference import number_of
 from .system import SystemConfig, make_system
 
 _TIMESTEP = 1.5  # fs; nothing is rigid here, as a rigid distance may not end at an atom without mass
@@ -63,6 +64,8 @@ class MeanForceConfig:
     def __post_init__(self) -> None:
         for name in ("configurations", "temperature", "picoseconds", "equilibrate", "interval"):
             check_positive(name, getattr(self, name))
+        if self.configurations < 2:
+            raise InputError("`configurations` must be 2 or more: from one there is no error of an error.")
         if self.picoseconds / self.interval < 4 * _BLOCKS:
             raise InputError(
                 f"`picoseconds` {self.picoseconds:g} with an `interval` of {self.interval:g} ps gives too few samples "
@@ -131,28 +134,29 @@ def mean_forces(
     """
     config, progress, folder = config or MeanForceConfig(), progress or SilentProgress(), Path(folder)
     openmm = require("openmm", extra="proteins", purpose=_PURPOSE)
-    record = json.loads((Path(reference) / RECORD).read_text())
-    if record["system"]["water"] != "obc2":
-        raise InputError("Mean forces need a reference in implicit water (`water: obc2`).")
     source = open_reference(reference)
+    if source.record["system"]["water"] != "obc2":
+        raise InputError("Mean forces need a reference in implicit water (`water: obc2`).")
     protein = read_protein(Path(reference) / "protein.pdb")
     system = make_system(protein, SystemConfig(), constraints=False).system
     for bead in source.beads:
         system.setParticleMass(int(bead), 0.0)
     xml = openmm.XmlSerializer.serialize(system)
-    frames = np.concatenate([piece.positions for piece in reference_pieces(reference, (config.temperature,))])
+    pieces = [piece.positions for piece in reference_pieces(reference, (config.temperature,))]
+    frames = np.concatenate(pieces) if pieces else np.zeros((0, len(protein.positions), 3))
     if len(frames) < config.configurations:
         raise DataError(
             f"{reference} has {len(frames)} frames at {config.temperature:g} K; {config.configurations} are wanted."
         )
-    settings = {"seed": seed, "frames": len(frames), **vars(config)}
+    chosen = np.linspace(0, len(frames) - 1, config.configurations).astype(int)
+    content = hashlib.blake2b(frames[chosen].tobytes() + xml.encode(), digest_size=16).hexdigest()
+    settings = {"seed": seed, "sequence": source.sequence, "content": content, **vars(config)}
     with locked(folder, "computing mean forces"):
         described = folder / "mean_forces.json"
         if described.is_file() and json.loads(described.read_text()) != settings:
             raise InputError(f"{folder} holds mean forces of other settings. Name another folder with --out.")
         with atomic_write(described) as temporary:
             temporary.write_text(json.dumps(settings))
-        chosen = np.linspace(0, len(frames) - 1, config.configurations).astype(int)
         jobs = {
             k: _Job(folder / f"{k:04d}.npz", frames[row].astype(float), source.beads, xml, config, number_of(seed, k))
             for k, row in enumerate(chosen)

@@ -8,6 +8,7 @@ frames that an undisturbed run gives.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -93,6 +95,12 @@ class ReferenceConfig:
         for name, value in (("interval", self.interval), ("exchange", _EXCHANGE)):
             if abs(_CHUNK / value % 1) > 1e-9:
                 raise InputError(f"`{name}` is {value} ps and must divide {_CHUNK:g} ps.")
+        if len(set(self.starts)) < len(self.starts):
+            raise InputError(f"`starts` is {self.starts}; each start once.")
+        if "pulled" in self.starts and self.system.water != "obc2":
+            raise InputError(
+                "`pulled` draws a chain out of its box of explicit water. Take `water: obc2`, or other starts."
+            )
         if self.exchange and self.system.water != "obc2":
             raise InputError(
                 "`exchange` in explicit water would need a rung every few kelvin. Take `water: obc2`, or several "
@@ -177,11 +185,13 @@ def run_reference(
         record = {
             "sequence": protein.sequence, "seed": seed, **asdict(config),
             "ladder": ladder(config.temperatures, degrees_of_freedom(prepared.system)) if config.exchange else (),
-            "constraints": constrained_pairs(prepared.system).tolist(),
+            "constraints": constrained_pairs(prepared.system).tolist(), "structure": _hash(prepared),
         }  # fmt: skip
         _check_record(folder / RECORD, record)
         jobs = _plan(protein, prepared, folder, config, seed, record["ladder"])
-        _write_topology(folder, protein, prepared)
+        if not (folder / RECORD).is_file():
+            _write(folder / "protein.pdb", protein.pdb().encode())
+            _write(folder / "system.xml", _serialised(prepared.system).encode())
         _write(folder / RECORD, json.dumps(record, indent=1).encode())
         left = {k: job for k, job in enumerate(jobs) if not job.file(job.chunks).is_file()}
         total = sum(len(job.temperatures) * (config.equilibrate + job.chunks * _CHUNK) for job in jobs)
@@ -197,7 +207,6 @@ def run_reference(
 def _plan(
     protein: AllAtom, prepared: Prepared, folder: Path, config: ReferenceConfig, seed: int, rungs: tuple[float, ...]
 ) -> list[Job]:
-    openmm = require("openmm", extra="proteins", purpose=_PURPOSE)
     jobs = []
     beads = alpha_carbons(protein.topology).tolist()
     for start in config.starts:
@@ -210,7 +219,7 @@ def _plan(
                     name,
                     folder / "frames",
                     begin.positions,
-                    openmm.XmlSerializer.serialize(begin.system),
+                    _serialised(begin.system),
                     tuple(temperatures),
                     config,
                     own,
@@ -224,6 +233,8 @@ def _plan(
 
 def _begin(start: Start, protein: AllAtom, config: ReferenceConfig, seed: int, prepared: Prepared) -> Prepared:
     """Where a job begins. Chains are built only where there is one: how several lie together is in the file alone."""
+    if start == "pulled" and ":" in protein.sequence:
+        raise InputError("`starts` has `pulled`, which draws the ends of one chain apart; there are several.")
     if start in ("folded", "pulled"):
         return prepared
     if ":" in protein.sequence:
@@ -232,12 +243,17 @@ def _begin(start: Start, protein: AllAtom, config: ReferenceConfig, seed: int, p
     built = build_sequence(protein.sequence) if start == "extended" else build_unfolded(protein.sequence, rng)
     place = {name: k for k, name in enumerate(_atom_names(built))}
     wanted = _atom_names(protein)
-    if set(place) != set(wanted):  # other protons, disulfide bridges, caps
+    if not has_atoms_of(protein, built):
         raise StructureError(
             f"The chain built from the sequence has other atoms than the given structure, so `{start}` cannot start "
             "from it. Leave it out of `starts`."
         )
     return make_system(AllAtom(protein.topology, built.positions[[place[name] for name in wanted]]), config.system)
+
+
+def has_atoms_of(protein: AllAtom, other: AllAtom) -> bool:
+    """Whether both have the same atoms; other protons, disulfide bridges and caps make a difference."""
+    return set(_atom_names(protein)) == set(_atom_names(other))
 
 
 def _atom_names(protein: AllAtom) -> list[tuple[int, str]]:
@@ -290,6 +306,9 @@ class _Runner:
         self.job, self.rng = job, np.random.default_rng(seed)
         self.system = openmm.XmlSerializer.deserialize(job.system)
         self.explicit = self.system.usesPeriodicBoundaryConditions()
+        for force in self.system.getForces():
+            if isinstance(force, openmm.MonteCarloBarostat):
+                force.setRandomNumberSeed(int(self.rng.integers(1, 2**31)))
         if job.pull is not None:
             first, last, far = job.pull
             spring = openmm.CustomBondForce(f"0.5*pull*(r-{far / NM})^2")
@@ -443,15 +462,20 @@ def _load_state(path: Path) -> _State:
         with np.load(path) as data:
             values = {key.removeprefix("state_"): data[key] for key in data.files if key.startswith("state_")}
             return _State(**{**values, "seconds": float(values["seconds"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise DataError(f"{path} cannot be read ({error}). Remove it, and the command computes it again.") from error
 
 
-def _write_topology(folder: Path, protein: AllAtom, prepared: Prepared) -> None:
+def _serialised(system: Any) -> str:
     openmm = require("openmm", extra="proteins", purpose=_PURPOSE)
-    if not (folder / "system.xml").is_file():
-        _write(folder / "protein.pdb", protein.pdb().encode())
-        _write(folder / "system.xml", openmm.XmlSerializer.serialize(prepared.system).encode())
+    return str(openmm.XmlSerializer.serialize(system))
+
+
+def _hash(prepared: Prepared) -> str:
+    """Of the force field and of where the atoms are, to a hundredth of an Å."""
+    digest = hashlib.blake2b(_serialised(prepared.system).encode(), digest_size=16)
+    digest.update(np.round(prepared.positions, 2).tobytes())
+    return digest.hexdigest()
 
 
 def _check_record(path: Path, record: dict[str, Any]) -> None:

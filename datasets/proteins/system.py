@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ...ase_calcs.errors import InputError, StructureError, check_positive, require
-from .build import AllAtom
+from .build import AllAtom, same_numbers
 
 Water = Literal["obc2", "tip3p"]
 
@@ -95,9 +95,10 @@ def make_system(protein: AllAtom, config: SystemConfig | None = None, *, constra
     settings: dict[str, Any] = {"nonbondedMethod": app.NoCutoff}
     if config.water != "obc2":
         modeller = app.Modeller(topology, positions * unit.angstrom)
-        modeller.addSolvent(
-            field, model="tip3p", padding=config.padding * unit.angstrom, ionicStrength=0.1 * unit.molar
-        )
+        with same_numbers():  # ions are dealt out at random
+            modeller.addSolvent(
+                field, model="tip3p", padding=config.padding * unit.angstrom, ionicStrength=0.1 * unit.molar
+            )
         topology = modeller.topology
         positions = np.array(modeller.positions.value_in_unit(unit.angstrom))
         settings = {"nonbondedMethod": app.PME, "nonbondedCutoff": 0.9 * unit.nanometer}

@@ -140,7 +140,8 @@ def fit_prior(
     if float(prior.stiffness.min()) < LEAST_STIFFNESS:
         raise DataError(
             f"Force matching gave a bond a stiffness of {float(prior.stiffness.min()):.3g} eV/Å²: the frames hold no "
-            "intact chains, or too few of them. Look at the distances between neighbouring beads."
+            "intact chains, or too few of them, or proline both cis and trans, which one spring cannot be. Look at the "
+            "distances between neighbouring beads."
         )
     return PriorFit(prior, rms, steps)
 
@@ -185,15 +186,16 @@ def invert(prior: Prior, proteins: Sequence[BeadFrames], kt: float) -> _Target:
             prior.length[kind] = float(mean - 2 * kt / (stiffness * mean))
     edges = np.linspace(0, np.pi, _BINS + 1)
     centres = 0.5 * (edges[1:] + edges[:-1])
-    angle_targets = np.stack([_inverted_angle(values, edges, centres) for values in theta])
-    shares = np.stack([np.histogram(values, edges)[0] / len(values) for values in theta])
+    # Where no chain has three beads, or four, there is nothing to invert: those terms stay zero.
+    angle_targets = np.stack([_inverted_angle(values, edges, centres) for values in theta] or [np.zeros(_BINS)])
+    shares = np.stack([np.histogram(values, edges)[0] / len(values) for values in theta] or [np.ones(_BINS)])
     cosines = torch.as_tensor(np.cos(centres))
     design = np.stack([np.cos(n * centres) for n in range(prior.n_angle + 1)], axis=1)
     turns = np.linspace(-np.pi, np.pi, _BINS + 1)
     middles = 0.5 * (turns[1:] + turns[:-1])
     n = np.arange(1, prior.n_dihedral + 1)
     waves = np.concatenate([np.ones((_BINS, 1)), np.cos(n * middles[:, None]), np.sin(n * middles[:, None])], axis=1)
-    turn_counts = np.stack([np.histogram(values, turns)[0] for values in phi]) + _PSEUDO
+    turn_counts = np.stack([np.histogram(values, turns)[0] for values in phi] or [np.zeros(_BINS)]) + _PSEUDO
     turn_targets = -np.log(turn_counts / turn_counts.sum(1, keepdims=True))
     with torch.no_grad():
         for kind in range(len(theta)):

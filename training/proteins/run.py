@@ -29,6 +29,7 @@ from .config import BeadRecipe
 from .task import BeadTable, BeadTask
 
 MODEL = "model.safetensors"
+FINISHED = "trained.json"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def split_frames(
     Raises
     ------
     InputError
-        A name that no protein has, or nothing left to train on.
+        A name that no protein has, residues that only held-out proteins have, or nothing left to train on.
     """
     unknown = sorted(set(hold_out) - {p.name for p in proteins})
     if unknown:
@@ -74,7 +75,18 @@ def split_frames(
         validating.append(p.select(last))
     if not training or not sum(len(p.positions) for p in training):
         raise InputError("Nothing is left to train on: every protein is held out, or has one frame.")
-    return training, validating, [p for p in proteins if p.name in hold_out]
+    held = [p for p in proteins if p.name in hold_out]
+    known = {t for p in training for t in p.types.tolist()}
+    strange = [p.name for p in held if not set(p.types.tolist()) <= known]
+    if strange:
+        raise InputError(
+            f"The held-out proteins {', '.join(strange)} have residues that no training protein has. Train on proteins "
+            "that have them, or hold out others."
+        )
+    few = [p.name for p in training if not len(p.positions)]
+    if few:
+        raise InputError(f"{', '.join(few)} has too few frames to keep some for validation. Leave it out.")
+    return training, validating, held
 
 
 def train_beads(
@@ -130,6 +142,10 @@ def _train(
     progress: Progress,
     world: World,
 ) -> BeadResult:
+    fingerprint = _fingerprint([*proteins, *means], prior, recipe)
+    done = _finished(run_dir, fingerprint)
+    if done is not None:
+        return done
     parts = split_frames(proteins, recipe.hold_out, recipe.validation)
     dtype = DTYPES[recipe.network.dtype]
 
@@ -142,7 +158,6 @@ def _train(
     elements = tuple(sorted({int(t) + 1 for p in parts[0] for t in p.types}))
     potential = fresh_network(recipe, elements, training).to(world.device(recipe.engine.device))
     task = BeadTask(potential, recipe.loss)
-    fingerprint = _fingerprint([*proteins, *means], prior, recipe)
     metrics: dict[str, dict[str, float]] = {}
     for number, stage in enumerate(recipe.stages):
         stage = dataclasses.replace(stage, engine=recipe.engine)
@@ -155,16 +170,28 @@ def _train(
         )  # fmt: skip
         metrics["validation"] = loop.run().best_figures
     if parts[2]:
-        sums, _ = evaluate_table(engine, table(_known(parts[2], elements), 0.0), recipe.stages[-1])
+        sums, _ = evaluate_table(engine, table(parts[2], 0.0), recipe.stages[-1])
         metrics["held_out"] = task.figures(sums)
     model = assemble(prior, potential, elements, recipe.temperature)
     model.header = ModelHeader(teacher="all-atom dynamics", dataset_hash=dataset_hash, metrics=metrics)
     if world.is_first:
         save_model(run_dir / MODEL, model)
+        (run_dir / FINISHED).write_text(json.dumps({"fingerprint": fingerprint, "metrics": metrics}))
         for number in range(len(recipe.stages)):
             remove_checkpoints(run_dir / f"stage-{number + 1}")
     world.wait()
     return BeadResult(run_dir / MODEL, metrics)
+
+
+def _finished(run_dir: Path, fingerprint: str) -> BeadResult | None:
+    """What an earlier call has trained with the same data and settings."""
+    try:
+        found = json.loads((run_dir / FINISHED).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    if found.get("fingerprint") != fingerprint or not (run_dir / MODEL).is_file():
+        return None
+    return BeadResult(run_dir / MODEL, found["metrics"])
 
 
 def fresh_network(recipe: BeadRecipe, elements: tuple[int, ...], table: BeadTable) -> Potential:
@@ -195,16 +222,6 @@ def assemble(
     if potential is not None and model.network is not None:
         model.network.load_state_dict(potential.state_dict())
     return model.eval().requires_grad_(False)
-
-
-def _known(proteins: Sequence[BeadFrames], elements: tuple[int, ...]) -> list[BeadFrames]:
-    strange = [p.name for p in proteins if not {int(t) + 1 for t in p.types} <= set(elements)]
-    if strange:
-        raise InputError(
-            f"The held-out proteins {', '.join(strange)} have residues that no training protein has. Train on proteins "
-            "that have them, or hold out others."
-        )
-    return list(proteins)
 
 
 def _fingerprint(proteins: Sequence[BeadFrames], prior: Prior, recipe: BeadRecipe) -> str:
