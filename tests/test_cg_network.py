@@ -19,7 +19,7 @@ from distillase.ase_calcs.proteins.model import BeadTopology, CoarseGrainedModel
 from distillase.ase_calcs.proteins.prior import Prior, PriorTopology
 from distillase.datasets.proteins.beads import BeadFrames
 from distillase.training.proteins.config import BeadLossConfig, BeadNetworkConfig, BeadRecipe, first_stage, second_stage
-from distillase.training.proteins.run import fresh_network, split_frames, train_beads
+from distillase.training.proteins.run import fresh_network, split_frames, train_beads, without_validated
 from distillase.training.proteins.task import INDEX, BeadTable, BeadTask, leftover, mean_force_weights
 
 pytest.importorskip("allegro")
@@ -299,6 +299,18 @@ def test_mean_forces_count_as_many_frames_as_have_their_error() -> None:
     assert made.batch([4, 5]).weight.tolist() == pytest.approx([1.0] * 10 + [4.0] * 10)
     assert made.batch([0]).weight.tolist() == [1.0] * 10
     assert means.select(np.array([1])).errors.tolist() == [0.2]
+
+
+def test_mean_forces_on_validation_frames_are_left_out() -> None:
+    """Else the network would be told about the frames that it is judged by."""
+    data = frames(n=100)
+    parts = split_frames([data], (), 0.1)
+    every = dataclasses.replace(data, errors=np.full(100, 0.1))
+    turned = dataclasses.replace(every, positions=every.positions[:, :, [1, 2, 0]] + 5.0)  # as another run has them
+    kept = without_validated(turned, parts)
+    assert len(kept.positions) == 90
+    assert np.array_equal(kept.forces, parts[0][0].forces)
+    assert without_validated(dataclasses.replace(every, name="held out"), parts) is None
 
 
 def test_mean_forces_teach_more_than_as_many_frames(tmp_path) -> None:

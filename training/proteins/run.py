@@ -30,6 +30,7 @@ from .task import BeadTable, BeadTask
 
 MODEL = "model.safetensors"
 FINISHED = "trained.json"
+_PAIRS = 200  # of distances, by which configurations are found among frames
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def train_beads(
     recipe
         How.
     means
-        Mean forces to learn from as well; those of proteins that are held out are left out.
+        Mean forces to learn from as well; those of proteins that are held out are left out, and those on
+        configurations among the validation frames.
     dataset_hash
         Of the data, for the model's header.
 
@@ -153,7 +155,7 @@ def _train(
         loss = dataclasses.replace(recipe.loss, decoys=decoys)
         return BeadTable(prior, frames, cutoff=recipe.network.cutoff, loss=loss, dtype=dtype, seed=recipe.seed)
 
-    learned = [*parts[0], *(p for p in means if p.name not in recipe.hold_out)]
+    learned = [*parts[0], *(known for p in means if (known := without_validated(p, parts)) is not None)]
     training, validation = table(learned, recipe.loss.decoys), table(parts[1], 0.0)
     elements = tuple(sorted({int(t) + 1 for p in parts[0] for t in p.types}))
     potential = fresh_network(recipe, elements, training).to(world.device(recipe.engine.device))
@@ -181,6 +183,35 @@ def _train(
             remove_checkpoints(run_dir / f"stage-{number + 1}")
     world.wait()
     return BeadResult(run_dir / MODEL, metrics)
+
+
+def without_validated(
+    means: BeadFrames, parts: tuple[list[BeadFrames], list[BeadFrames], list[BeadFrames]]
+) -> BeadFrames | None:
+    """Mean forces on configurations that are, or lie nearest to, training frames; None if there are none.
+
+    Others would tell the network about the very frames it is judged by: side chains turn slowly, and a mean over tens
+    of picoseconds is that of one of their states.
+    """
+    here = [[p for p in part if p.name == means.name] for part in parts[:2]]
+    if not here[0]:
+        return None
+    i, j = np.triu_indices(means.positions.shape[1], 1)
+    chosen = np.random.default_rng(0).permutation(len(i))[:_PAIRS]
+
+    def described(frames: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(frames[:, i[chosen]] - frames[:, j[chosen]], axis=-1)
+
+    mine = described(means.positions)
+
+    def nearest(protein: BeadFrames) -> np.ndarray:
+        theirs = described(protein.positions)
+        squared = (mine**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * mine @ theirs.T
+        return squared.min(1)
+
+    trained, validated = nearest(here[0][0]), nearest(here[1][0])
+    kept = trained <= validated
+    return means.select(kept) if kept.any() else None
 
 
 def _finished(run_dir: Path, fingerprint: str) -> BeadResult | None:
