@@ -128,13 +128,23 @@ SMALL = 2000  # edges; what a molecule of some tens of atoms has
 
 @contextmanager
 def few_threads(edges: Tensor) -> Iterator[None]:
-    """One thread for a small graph, (2, E) edges, on the CPU; the caller's number is put back afterwards.
+    """`one_thread` for a small graph, (2, E) edges, on the CPU.
 
     Its loops are too short to share. A second thread gains nothing on an idle machine, and on a busy one each loop
     waits for a thread that is not running: a step of ethanol then takes a hundred times as long.
     """
+    if edges.device.type != "cpu" or edges.shape[1] > SMALL:
+        yield
+        return
+    with one_thread():
+        yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread; the caller's number is put back afterwards."""
     threads = torch.get_num_threads()
-    if threads == 1 or edges.device.type != "cpu" or edges.shape[1] > SMALL:
+    if threads == 1:
         yield
         return
     torch.set_num_threads(1)

@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from ..errors import InputError, StructureError
+from ..evaluation import few_threads
 from ..modelfile import load_coarse_grained
 from .chains import Chains
 from .model import BeadOutput, BeadTopology, CoarseGrainedModel, Part
@@ -156,7 +157,7 @@ class CoarseGrainedCalculator(Calculator):
                 model.check(chains)
             self._topology, self._key, self._warned = BeadTopology.of(chains, self.models[0].device), key, False
         positions = torch.as_tensor(np.stack([one.positions for one in structures]), device=self.models[0].device)
-        with torch.no_grad():
+        with torch.no_grad(), few_threads(self._topology.pairs):
             return [model(positions, self._topology, self.part) for model in self.models]
 
     def _results(self, outputs: Sequence[BeadOutput], k: int) -> dict[str, Any]:

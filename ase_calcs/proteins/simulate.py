@@ -7,6 +7,7 @@ that drifts) is looked for on the way; a replica that does it stops, with the fr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, check_positive
+from ..evaluation import one_thread
 from ..units import FS, KB
 from .chains import Chains
 from .model import BeadOutput, BeadTopology, CoarseGrainedModel, Part
@@ -214,10 +216,13 @@ class ReplicaLangevin:
     def run(self, advance: Callable[[float], None] | None = None, *, check_every: int = 10) -> SimulationResult:
         """The whole simulation; `advance` is told picoseconds of all replicas together.
 
-        Every `check_every` steps distances and forces are looked at.
+        Every `check_every` steps distances and forces are looked at. torch has one thread meanwhile: what a few beads
+        have to do is too short to share, and waiting for a second thread on a busy machine takes many times as long.
         """
-        import time
+        with one_thread():
+            return self._run(advance, check_every)
 
+    def _run(self, advance: Callable[[float], None] | None, check_every: int) -> SimulationResult:
         begun, config = time.monotonic(), self.config
         per_frame = max(1, round(config.interval * 1000 / self.timestep))
         n_frames = max(1, int(config.picoseconds * 1000 / self.timestep) // per_frame)

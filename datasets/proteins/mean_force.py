@@ -28,7 +28,7 @@ from .beads import BeadFrames
 from .build import read_protein
 from .frames import open_reference, reference_pieces
 from .reference import number_of
-from .system import SystemConfig, make_system
+from .system import SystemConfig, make_context, make_system
 
 _TIMESTEP = 1.5  # fs; nothing is rigid here, as a rigid distance may not end at an atom without mass
 _FRICTION = 1.0  # 1/ps
@@ -202,10 +202,7 @@ def _sample(job: _Job, advance: Advance) -> tuple[np.ndarray, np.ndarray]:
     config = job.config
     integrator = openmm.LangevinMiddleIntegrator(config.temperature, _FRICTION, _TIMESTEP / 1000)  # K, 1/ps, ps
     integrator.setRandomNumberSeed(job.seed % (2**31 - 1) + 1)
-    context = openmm.Context(
-        openmm.XmlSerializer.deserialize(job.system), integrator, openmm.Platform.getPlatformByName("CPU"),
-        {"Threads": "1"},
-    )  # fmt: skip
+    context = make_context(openmm.XmlSerializer.deserialize(job.system), integrator)
     context.setPositions(job.positions / NM)
     context.setVelocitiesToTemperature(config.temperature, job.seed % (2**31 - 1) + 1)
     integrator.step(round(config.equilibrate * 1000 / _TIMESTEP))

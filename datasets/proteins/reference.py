@@ -29,7 +29,7 @@ from ..lock import locked
 from ..sampling.processes import Advance, in_processes
 from ..writer import atomic_write
 from .build import AllAtom, alpha_carbons, build_sequence, build_unfolded
-from .system import Prepared, SystemConfig, constrained_pairs, degrees_of_freedom, make_system
+from .system import Prepared, SystemConfig, constrained_pairs, degrees_of_freedom, make_context, make_system
 
 Start = Literal["folded", "extended", "unfolded", "pulled"]
 
@@ -319,9 +319,7 @@ class _Runner:
             job.temperatures[0], _FRICTION, job.config.timestep / 1000
         )  # K, 1/ps, ps
         self.integrator.setRandomNumberSeed(int(self.rng.integers(1, 2**31)))
-        self.context = openmm.Context(
-            self.system, self.integrator, openmm.Platform.getPlatformByName("CPU"), {"Threads": "1"}
-        )
+        self.context = make_context(self.system, self.integrator)
 
     def _set(self, k: int, state: _State) -> None:
         self.integrator.setTemperature(self.job.temperatures[k])

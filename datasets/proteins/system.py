@@ -18,6 +18,7 @@ Water = Literal["obc2", "tip3p"]
 
 _PURPOSE = "make reference dynamics"
 _AMBER14 = "amber14/protein.ff14SB.xml"
+_SMALL = 200  # atoms
 _OFFSET = 0.009  # nm, between the Born radius and what the XML file stores as `or`
 _SURFACE = 2.25936  # kJ/mol/nm², ACE
 _SOLVENT, _SOLUTE = 78.5, 1.0  # relative permittivities
@@ -146,6 +147,18 @@ def use_native_born(system: Any) -> None:
         native.addParticle(charge, reduced + _OFFSET, scaled / reduced)
     system.removeForce(slow[0])
     system.addForce(native)
+
+
+def make_context(system: Any, integrator: Any) -> Any:
+    """A Context on one core: OpenMM's Reference platform up to 200 atoms, its CPU platform above.
+
+    The latter hands work to a thread several times a step. Chignolin (138 atoms) made 1 110 steps a second on the one
+    and 690 on the other, a dipeptide 42 000 and 1 160.
+    """
+    openmm = require("openmm", extra="proteins", purpose=_PURPOSE)
+    name = "Reference" if system.getNumParticles() <= _SMALL else "CPU"
+    properties = {} if name == "Reference" else {"Threads": "1"}
+    return openmm.Context(system, integrator, openmm.Platform.getPlatformByName(name), properties)
 
 
 def constrained_pairs(system: Any) -> np.ndarray:

@@ -75,7 +75,7 @@ def first_stage(**changes: Any) -> TrainConfig:
     """AdaBelief with a high rate that falls to a fifth."""
     settings: dict[str, Any] = {
         "optimizer": "adabelief", "lr": 1e-2, "lr_final": 0.2, "max_epochs": 60, "clip": 5.0, "weight_decay": 1e-5,
-        "warmup_steps": 50, "batch_frames": 64, "batch_edges": 50_000, "compile": "off", "ema": 0.999,
+        "warmup_steps": 50, "batch_frames": 64, "batch_edges": 50_000, "compile": "off", "ema": 0.999, "threads": 1,
     }  # fmt: skip
     return TrainConfig(**{**settings, **changes})
 
@@ -84,7 +84,7 @@ def second_stage(**changes: Any) -> TrainConfig:
     """Yogi, which moves little where gradients are mostly noise."""
     settings: dict[str, Any] = {
         "optimizer": "yogi", "lr": 1e-3, "lr_final": 0.05, "max_epochs": 30, "clip": 4.0, "weight_decay": 1e-5,
-        "warmup_steps": 50, "batch_frames": 64, "batch_edges": 50_000, "compile": "off", "ema": 0.999,
+        "warmup_steps": 50, "batch_frames": 64, "batch_edges": 50_000, "compile": "off", "ema": 0.999, "threads": 1,
     }  # fmt: skip
     return TrainConfig(**{**settings, **changes})
 

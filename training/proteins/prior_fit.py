@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...ase_calcs.errors import DataError, check_positive
+from ...ase_calcs.evaluation import one_thread
 from ...ase_calcs.progress import Progress, SilentProgress
 from ...ase_calcs.proteins.chains import Chains
 from ...ase_calcs.proteins.geometry import angles, dihedrals
@@ -133,9 +134,10 @@ def fit_prior(
     )  # fmt: skip
     target = invert(prior, proteins, KB * temperature)
     batches = _batches(proteins, config.frames, np.random.default_rng(seed))
-    rms = {"total": _residual(None, batches), "inversion": _residual(prior, batches)}
-    steps = _match(prior, batches, target, KB * temperature, config, progress)
-    rms["matching"] = _residual(prior, batches)
+    with one_thread():
+        rms = {"total": _residual(None, batches), "inversion": _residual(prior, batches)}
+        steps = _match(prior, batches, target, KB * temperature, config, progress)
+        rms["matching"] = _residual(prior, batches)
     prior.requires_grad_(False)
     if float(prior.stiffness.min()) < LEAST_STIFFNESS:
         raise DataError(

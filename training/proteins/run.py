@@ -130,8 +130,13 @@ def train_beads(
         raise DataError("Some frames have forces or positions that are not finite. Leave them out.")
     run_dir.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    with join_world(recipe.engine.device) as world:
-        return _train(proteins, means, prior, run_dir, recipe, dataset_hash, progress, world)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.first.threads or threads)
+    try:
+        with join_world(recipe.engine.device) as world:
+            return _train(proteins, means, prior, run_dir, recipe, dataset_hash, progress, world)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _train(
