@@ -10,11 +10,13 @@ import pytest
 import torch
 from ase import units
 
+from distillase.ase_calcs.allegro import Allegro
 from distillase.ase_calcs.errors import InputError, StructureError
 from distillase.ase_calcs.proteins.calculator import CoarseGrainedCalculator
 from distillase.ase_calcs.proteins.chains import Chains, coarse_grained_atoms, extended_chain
 from distillase.ase_calcs.proteins.model import CoarseGrainedModel
 
+pytest.importorskip("allegro")
 lammps_module = pytest.importorskip("distillase.ase_calcs.proteins.lammps")
 try:
     lammps_module.import_lammps()
@@ -26,15 +28,9 @@ QUIET = ("-log", "none", "-screen", "none")
 
 
 def model() -> CoarseGrainedModel:
-    network = None
-    try:
-        from distillase.ase_calcs.allegro import Allegro
-
-        small = {"scalar_features": 8, "tensor_features": 4, "n_basis": 6, "mlp": 8}
-        part = Allegro(range(1, 21), dtype=torch.float64, **small)
-        network = {"architecture": "allegro", "hyperparameters": part.hyperparameters}
-    except ImportError:
-        pass
+    small = {"scalar_features": 8, "tensor_features": 4, "n_basis": 6, "mlp": 8}
+    part = Allegro(range(1, 21), dtype=torch.float64, **small)
+    network = {"architecture": "allegro", "hyperparameters": part.hyperparameters}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         made = CoarseGrainedModel(
@@ -44,8 +40,7 @@ def model() -> CoarseGrainedModel:
         with torch.no_grad():
             for parameter, spread in ((made.prior.angle, 0.1), (made.prior.dihedral, 0.1), (made.prior.length, 0.03)):
                 parameter += spread * torch.randn(parameter.shape, dtype=torch.float64)
-        if made.network is not None:
-            made.network.energy_scale.fill_(0.05)  # fresh weights pull hard
+        made.network.energy_scale.fill_(0.05)  # fresh weights pull hard
     return made.requires_grad_(False)
 
 

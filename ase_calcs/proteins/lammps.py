@@ -26,7 +26,6 @@ from .model import BeadTopology, CoarseGrainedModel
 from .residues import CODES, MASSES
 from .simulate import recommended_timestep
 
-NATIVE = ("bonds", "dihedrals")
 HERE = ("angles", "excluded", "repulsion")
 _MARGIN = 50.0  # Å around the beads; the box follows them
 
@@ -220,7 +219,7 @@ def _data(chains: Chains, positions: np.ndarray, bonds: np.ndarray, dihedrals: n
     lines = [
         f"beads of {chains.sequence}", "",
         f"{len(chains)} atoms", f"{len(bonds)} bonds", f"{len(dihedrals)} dihedrals",
-        f"{len(present)} atom types", f"{max(1, len(np.unique(bonds)))} bond types",
+        f"{len(present)} atom types", f"{len(np.unique(bonds))} bond types",
         f"{len(np.unique(dihedrals))} dihedral types", "",
         *(f"{float(low[k])!r} {float(high[k])!r} {axis}lo {axis}hi" for k, axis in enumerate("xyz")),
         "", "Masses", "",

@@ -241,8 +241,8 @@ def _coordinates(
     for p in proteins:
         chains = Chains.from_sequence(p.sequence)
         types, x = chains.types, p.positions
-        for (i, j), term in zip(chains.bonds, [0] * len(chains.bonds), strict=True):
-            _put(found[term], tables[0][types[i], types[j]], np.linalg.norm(x[:, j] - x[:, i], axis=-1))
+        for i, j in chains.bonds:
+            _put(found[0], tables[0][types[i], types[j]], np.linalg.norm(x[:, j] - x[:, i], axis=-1))
         for i, j, k in chains.angles:
             _put(found[1], tables[1][types[j]], angles(x[:, [i, j, k]])[:, 0])
         for i, j, k, m in chains.dihedrals:
