@@ -129,7 +129,11 @@ def mean_force(
     out: Out,
     configurations: Annotated[int, typer.Option(min=1, help="Frames, at equal intervals.")] = 100,
     temperature: Annotated[float, typer.Option(help="K, of the frames and of the atoms that move.")] = 300.0,
-    picoseconds: Annotated[float, typer.Option(help="Of averaging for each.")] = 40.0,
+    last: Annotated[
+        float, typer.Option(help="Share of every run to take them from, at its end; training validates on 0.1.")
+    ] = 1.0,
+    picoseconds: Annotated[float, typer.Option(help="Of averaging for each, all its runs together.")] = 60.0,
+    replicates: Annotated[int, typer.Option(min=2, help="Runs of each, heated and cooled first.")] = 4,
     workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes; 0: one per core.")] = 0,
     judge: Annotated[
         Optional[list[Path]],  # noqa: UP045
@@ -141,7 +145,10 @@ def mean_force(
     from ..datasets.proteins.mean_force import MeanForceConfig
     from .proteins import make_mean_forces
 
-    config = MeanForceConfig(configurations=configurations, temperature=temperature, picoseconds=picoseconds)
+    config = MeanForceConfig(
+        configurations=configurations, last=last, temperature=temperature, picoseconds=picoseconds,
+        replicates=replicates,
+    )  # fmt: skip
     make_mean_forces(reference, out, config, judge=judge or [], seed=seed, workers=workers, progress=make_progress())
 
 

@@ -2,13 +2,17 @@
 
 The Cα atoms get no mass and stay where a frame has them, everything else moves, and the forces on them are averaged. At
 fixed Cα the mean force on every other atom is exactly zero, so any linear combination of those forces may be added to
-the one on a Cα without changing its mean (control variates); the combination that lowers the variance most is fitted on
-one half of the run and used on the other, so that the fit does not bias the mean. What 40 ps cannot average are side
-chains that turn more slowly.
+the one on a Cα without changing its mean (control variates).
+
+Side chains and peptide planes turn more slowly than a run of tens of picoseconds lasts. So each configuration has
+several runs, and in each of them all but the Cα atoms is heated and cooled first. What the runs differ by is the error;
+the combination that lowers the variance most is fitted on all runs but the one it is used on, so that the fit does not
+bias the mean.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from ...ase_calcs.errors import DataError, InputError, check_positive, require
 from ...ase_calcs.progress import Progress, SilentProgress
@@ -30,9 +35,14 @@ from .frames import open_reference, reference_pieces
 from .reference import number_of
 from .system import SystemConfig, make_context, make_system
 
-_TIMESTEP = 1.5  # fs; nothing is rigid here, as a rigid distance may not end at an atom without mass
+# fs; nothing is rigid here, as a rigid distance may not end at an atom without mass. With hydrogens of 3 u energies of
+# bonds are the same as with 1.5 fs within their errors (0.5 %).
+_TIMESTEP = 2.5
 _FRICTION = 1.0  # 1/ps
-_BLOCKS = 8  # of each half, for the standard error
+_LEAST_SAMPLES = 20  # of a run
+_COOLING = 20  # temperatures on the way down
+_APPROACH = 5  # steps by which beads are brought to where they shall be
+_PAIRS = 200  # of distances, by which configurations are compared
 _RIDGE = 1e-3  # of the mean diagonal: there are about as many atoms as independent samples
 _PURPOSE = "compute mean forces"
 
@@ -45,28 +55,53 @@ class MeanForceConfig:
     ----------
     configurations
         Taken from the reference at equal intervals.
+    last
+        Share of every run of the reference that they are taken from, at its end. Training validates on the last tenth.
     temperature
         K, of these frames and of the atoms that move.
     picoseconds
-        Of averaging for each.
+        Of averaging for each, all runs together.
+    replicates
+        Runs of each.
+    anneal
+        ps of each run at `hottest` and on the way down from there.
+    hottest
+        K.
     equilibrate
-        ps before it.
+        ps between cooling and averaging.
     interval
         ps between the forces that are averaged.
     """
 
     configurations: int = 100
+    last: float = 1.0
     temperature: float = 300.0
-    picoseconds: float = 40.0
-    equilibrate: float = 5.0
+    picoseconds: float = 60.0
+    replicates: int = 4
+    anneal: float = 6.0
+    hottest: float = 600.0
+    equilibrate: float = 4.0
     interval: float = 0.06
 
     def __post_init__(self) -> None:
-        for name in ("configurations", "temperature", "picoseconds", "equilibrate", "interval"):
+        for name in (
+            "configurations",
+            "last",
+            "temperature",
+            "picoseconds",
+            "anneal",
+            "hottest",
+            "equilibrate",
+            "interval",
+        ):
             check_positive(name, getattr(self, name))
         if self.configurations < 2:
             raise InputError("`configurations` must be 2 or more: from one there is no error of an error.")
-        if self.picoseconds / self.interval < 4 * _BLOCKS:
+        if self.last > 1:
+            raise InputError(f"`last` is {self.last:g}; it is a share, at most 1.")
+        if self.replicates < 2:
+            raise InputError("`replicates` must be 2 or more: what runs differ by is the error of their mean.")
+        if self.picoseconds / self.replicates / self.interval < _LEAST_SAMPLES:
             raise InputError(
                 f"`picoseconds` {self.picoseconds:g} with an `interval` of {self.interval:g} ps gives too few samples "
                 "for a mean and its error. Average for longer."
@@ -84,7 +119,7 @@ class MeanForces:
     forces, errors
         (M, B, 3) eV/Å: means, and their standard errors.
     raw_errors
-        (M, B, 3) eV/Å: the standard errors without control variates.
+        (M, B, 3) eV/Å: the same without control variates.
     """
 
     positions: np.ndarray
@@ -97,6 +132,7 @@ class MeanForces:
 class _Job:
     file: Path
     positions: np.ndarray  # (N, 3) Å, all atoms
+    target: np.ndarray  # (B, 3) Å, where the beads shall be; mostly where they are
     beads: np.ndarray
     system: str
     config: MeanForceConfig
@@ -132,25 +168,117 @@ def mean_forces(
     InputError
         It is in explicit water, or `folder` holds mean forces of other settings.
     """
-    config, progress, folder = config or MeanForceConfig(), progress or SilentProgress(), Path(folder)
+    config = config or MeanForceConfig()
+    frames = all_atom_frames(reference, config.temperature, config.last)
+    if len(frames) < config.configurations:
+        raise DataError(
+            f"{reference} has {len(frames)} frames at {config.temperature:g} K to take {config.configurations} from."
+        )
+    chosen = frames[np.linspace(0, len(frames) - 1, config.configurations).astype(int)].astype(float)
+    beads = open_reference(reference).beads
+    return _compute(reference, folder, config, chosen, chosen[:, beads], seed, workers, progress or SilentProgress())
+
+
+def mean_forces_at(
+    positions: np.ndarray,
+    reference: str | Path,
+    folder: str | Path,
+    config: MeanForceConfig | None = None,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> MeanForces:
+    """Mean forces on any configurations of the beads, such as a coarse-grained simulation visits.
+
+    The all-atom frame whose distances between beads are most alike is superposed, and its Cα atoms are drawn to where
+    they shall be.
+
+    Parameters
+    ----------
+    positions
+        (M, B, 3) Å.
+    reference, folder, config, seed, workers, progress
+        As in `mean_forces`; `config.configurations` is not used.
+
+    Raises
+    ------
+    DataError
+        The reference has no frames at the temperature.
+    InputError
+        As `mean_forces`.
+    """
+    config = config or MeanForceConfig()
+    frames = all_atom_frames(reference, config.temperature)
+    if not len(frames):
+        raise DataError(f"{reference} has no frames at {config.temperature:g} K to begin with.")
+    beads = open_reference(reference).beads
+    targets = np.asarray(positions, dtype=float)
+    if targets.ndim != 3 or targets.shape[1:] != (len(beads), 3):
+        raise InputError(f"`positions` has shape {targets.shape}; needed is (configurations, {len(beads)}, 3).")
+    config = dataclasses.replace(config, configurations=max(2, len(targets)))
+    near = nearest(targets, frames[:, beads])
+    begin = np.stack([_superposed(frames[k].astype(float), t, beads) for k, t in zip(near, targets, strict=True)])
+    return _compute(reference, folder, config, begin, targets, seed, workers, progress or SilentProgress())
+
+
+def all_atom_frames(reference: str | Path, temperature: float, last: float = 1.0) -> np.ndarray:
+    """(T, N, 3) Å, float32: the frames of a reference at a temperature, the last share of every run."""
+    runs: dict[str, list[np.ndarray]] = {}
+    for piece in reference_pieces(reference, (temperature,)):
+        runs.setdefault(piece.origin, []).append(piece.positions)
+    if runs:
+        whole = [np.concatenate(run) for run in runs.values()]
+        return np.concatenate([run[len(run) - max(1, round(last * len(run))) :] for run in whole])
+    return np.zeros((0, len(read_protein(Path(reference) / "protein.pdb").positions), 3), dtype=np.float32)
+
+
+def nearest(wanted: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """(M,) for each of M configurations (M, B, 3) the frame of (T, B, 3) with the most similar distances."""
+    return squared_differences(wanted, frames).argmin(1)
+
+
+def squared_differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(M, T) Å²: of the distances between beads in (M, B, 3) and (T, B, 3), the mean squared difference.
+
+    Of many pairs of beads, some.
+    """
+    i, j = np.triu_indices(one.shape[1], 1)
+    chosen = np.random.default_rng(0).permutation(len(i))[:_PAIRS]
+    a, b = (np.linalg.norm(x[:, i[chosen]] - x[:, j[chosen]], axis=-1).astype(float) for x in (one, other))
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    return np.maximum(squared, 0.0) / max(1, len(chosen))
+
+
+def _superposed(atoms: np.ndarray, target: np.ndarray, beads: np.ndarray) -> np.ndarray:
+    """All atoms (N, 3), turned and moved so that their beads lie on the target as well as they can."""
+    centre = atoms[beads].mean(0)
+    rotation, _ = Rotation.align_vectors(target - target.mean(0), atoms[beads] - centre)
+    return rotation.apply(atoms - centre) + target.mean(0)
+
+
+def _compute(
+    reference: str | Path,
+    folder: str | Path,
+    config: MeanForceConfig,
+    begin: np.ndarray,
+    targets: np.ndarray,
+    seed: int,
+    workers: int,
+    progress: Progress,
+) -> MeanForces:
+    """Of configurations of all atoms (M, N, 3) whose beads shall be at (M, B, 3)."""
+    folder = Path(folder)
     openmm = require("openmm", extra="proteins", purpose=_PURPOSE)
     source = open_reference(reference)
     if source.record["system"]["water"] != "obc2":
         raise InputError("Mean forces need a reference in implicit water (`water: obc2`).")
-    protein = read_protein(Path(reference) / "protein.pdb")
-    system = make_system(protein, SystemConfig(), constraints=False).system
+    system = make_system(read_protein(Path(reference) / "protein.pdb"), SystemConfig(), constraints=False).system
     for bead in source.beads:
         system.setParticleMass(int(bead), 0.0)
     xml = openmm.XmlSerializer.serialize(system)
-    pieces = [piece.positions for piece in reference_pieces(reference, (config.temperature,))]
-    frames = np.concatenate(pieces) if pieces else np.zeros((0, len(protein.positions), 3))
-    if len(frames) < config.configurations:
-        raise DataError(
-            f"{reference} has {len(frames)} frames at {config.temperature:g} K; {config.configurations} are wanted."
-        )
-    chosen = np.linspace(0, len(frames) - 1, config.configurations).astype(int)
-    content = hashlib.blake2b(frames[chosen].tobytes() + xml.encode(), digest_size=16).hexdigest()
-    settings = {"seed": seed, "sequence": source.sequence, "content": content, **vars(config)}
+    digest = hashlib.blake2b(begin.tobytes() + targets.tobytes() + xml.encode(), digest_size=16)
+    settings = {"seed": seed, "sequence": source.sequence, "content": digest.hexdigest(), **vars(config)}
     with locked(folder, "computing mean forces"):
         described = folder / "mean_forces.json"
         if described.is_file() and json.loads(described.read_text()) != settings:
@@ -158,13 +286,13 @@ def mean_forces(
         with atomic_write(described) as temporary:
             temporary.write_text(json.dumps(settings))
         jobs = {
-            k: _Job(folder / f"{k:04d}.npz", frames[row].astype(float), source.beads, xml, config, number_of(seed, k))
-            for k, row in enumerate(chosen)
+            k: _Job(folder / f"{k:04d}.npz", start, target, source.beads, xml, config, number_of(seed, k))
+            for k, (start, target) in enumerate(zip(begin, targets, strict=True))
         }
         # In no particular order: what there is after an interruption is spread over the reference.
         order = np.random.default_rng(seed).permutation(len(jobs)).tolist()
         left = {k: jobs[k] for k in order if not jobs[k].file.is_file()}
-        each = config.equilibrate + config.picoseconds
+        each = config.replicates * (config.anneal + config.equilibrate) + config.picoseconds
         with progress.task("mean forces, ps", each * len(jobs)) as task:
             task.advance(each * (len(jobs) - len(left)))
             if left:
@@ -191,65 +319,89 @@ def _run(job: _Job, advance: Advance) -> None:
     mean, error = average(on_beads, on_others)
     _, raw = average(on_beads, None)
     data = io.BytesIO()
-    np.savez(data, positions=job.positions[job.beads], forces=mean, errors=error, raw_errors=raw)
+    np.savez(data, positions=job.target, forces=mean, errors=error, raw_errors=raw)
     with atomic_write(job.file) as temporary:
         temporary.write_bytes(data.getvalue())
 
 
 def _sample(job: _Job, advance: Advance) -> tuple[np.ndarray, np.ndarray]:
-    """Forces (T, B, 3) on beads and (T, N − B, 3) on the other atoms, eV/Å."""
+    """Forces (K, T, B, 3) on beads and (K, T, N − B, 3) on the other atoms, eV/Å, of K runs of T samples."""
     openmm: Any = require("openmm", extra="proteins", purpose=_PURPOSE)
-    config = job.config
-    integrator = openmm.LangevinMiddleIntegrator(config.temperature, _FRICTION, _TIMESTEP / 1000)  # K, 1/ps, ps
-    integrator.setRandomNumberSeed(job.seed % (2**31 - 1) + 1)
-    context = make_context(openmm.XmlSerializer.deserialize(job.system), integrator)
-    context.setPositions(job.positions / NM)
-    context.setVelocitiesToTemperature(config.temperature, job.seed % (2**31 - 1) + 1)
-    integrator.step(round(config.equilibrate * 1000 / _TIMESTEP))
-    advance(config.equilibrate)
+    config, begin = job.config, _brought(job)
     per_sample = max(1, round(config.interval * 1000 / _TIMESTEP))
-    samples = round(config.picoseconds * 1000 / _TIMESTEP) // per_sample
-    forces = np.empty((samples, len(job.positions), 3))
-    for k in range(samples):
-        integrator.step(per_sample)
-        forces[k] = context.getState(forces=True).getForces(asNumpy=True)._value
-        advance(per_sample * _TIMESTEP / 1000)
+    samples = round(config.picoseconds / config.replicates * 1000 / _TIMESTEP) // per_sample
+    forces = np.empty((config.replicates, samples, len(begin), 3))
+    hot = max(config.hottest, config.temperature)
+    for run in range(config.replicates):
+        seed = number_of(job.seed, run) % (2**31 - 1) + 1
+        integrator = openmm.LangevinMiddleIntegrator(hot, _FRICTION, _TIMESTEP / 1000)  # K, 1/ps, ps
+        integrator.setRandomNumberSeed(seed)
+        context = make_context(openmm.XmlSerializer.deserialize(job.system), integrator)
+        context.setPositions(begin / NM)
+        context.setVelocitiesToTemperature(hot, seed)
+        integrator.step(round(config.anneal / 2 * 1000 / _TIMESTEP))
+        for kelvin in np.linspace(hot, config.temperature, _COOLING + 1)[1:]:
+            integrator.setTemperature(float(kelvin))
+            integrator.step(max(1, round(config.anneal / 2 / _COOLING * 1000 / _TIMESTEP)))
+        integrator.step(round(config.equilibrate * 1000 / _TIMESTEP))
+        advance(config.anneal + config.equilibrate)
+        for k in range(samples):
+            integrator.step(per_sample)
+            forces[run, k] = context.getState(forces=True).getForces(asNumpy=True)._value
+        advance(config.picoseconds / config.replicates)
     if not np.isfinite(forces).all():
         raise DataError("A configuration blew up with its Cα atoms held: it is strained. Use frames of a longer run.")
     forces *= KJ_PER_MOL / NM
-    return forces[:, job.beads], np.delete(forces, job.beads, axis=1)
+    return forces[:, :, job.beads], np.delete(forces, job.beads, axis=2)
+
+
+def _brought(job: _Job) -> np.ndarray:
+    """(N, 3) Å: all atoms with the beads where they shall be, the others relaxed."""
+    if np.abs(job.positions[job.beads] - job.target).max() < 1e-6:
+        return job.positions
+    openmm: Any = require("openmm", extra="proteins", purpose=_PURPOSE)
+    positions = job.positions
+    for share in np.linspace(0, 1, _APPROACH + 1)[1:]:
+        positions = positions.copy()
+        positions[job.beads] = (1 - share) * job.positions[job.beads] + share * job.target
+        integrator = openmm.LangevinMiddleIntegrator(job.config.temperature, 10 * _FRICTION, _TIMESTEP / 2000)
+        integrator.setRandomNumberSeed(job.seed % (2**31 - 1) + 1)
+        context = make_context(openmm.XmlSerializer.deserialize(job.system), integrator)
+        context.setPositions(positions / NM)
+        openmm.LocalEnergyMinimizer.minimize(context, maxIterations=50)
+        context.setVelocitiesToTemperature(job.config.temperature, job.seed % (2**31 - 1) + 1)
+        integrator.step(200)
+        positions = context.getState(positions=True).getPositions(asNumpy=True)._value * NM
+    if not np.isfinite(positions).all():
+        raise DataError("All atoms could not be brought onto a configuration of the beads: it is strained.")
+    return positions
 
 
 def average(on_beads: np.ndarray, on_others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (B, 3) of forces on beads, and its standard error from blocks.
+    """Mean (B, 3) of forces on beads, and its standard error from what the runs differ by.
 
     Parameters
     ----------
     on_beads
-        (T, B, 3).
+        (K, T, B, 3), of K runs.
     on_others
-        (T, M, 3), forces whose mean is zero, as control variates; None: the plain mean.
+        (K, T, M, 3), forces whose mean is zero, as control variates; None: the plain mean.
     """
-    half = len(on_beads) // 2
-    parts = (slice(0, half), slice(half, 2 * half))
-    blocks: list[np.ndarray] = []
-    for mine, other in (parts, parts[::-1]):
-        values = on_beads[mine]
-        if on_others is not None:
-            values = values + np.einsum("bm,tmd->tbd", _weights(on_beads[other], on_others[other]), on_others[mine])
-        size = len(values) // _BLOCKS
-        blocks += [values[k * size : (k + 1) * size].mean(0) for k in range(_BLOCKS)]
-    together = np.stack(blocks)
-    return together.mean(0), together.std(0, ddof=1) / np.sqrt(len(together))
+    means = on_beads.mean(1)
+    if on_others is not None:
+        grams = [_gram(*run) for run in zip(on_beads, on_others, strict=True)]
+        for k in range(len(means)):
+            gram, mixed = (sum(other[part] for j, other in enumerate(grams) if j != k) for part in (0, 1))
+            gram = gram + _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
+            means[k] -= np.linalg.solve(gram, mixed).T @ on_others[k].mean(0)
+    return means.mean(0), means.std(0, ddof=1) / np.sqrt(len(means))
 
 
-def _weights(on_beads: np.ndarray, on_others: np.ndarray) -> np.ndarray:
-    """(B, M), one for all three directions: least squares of the fluctuations."""
+def _gram(on_beads: np.ndarray, on_others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(M, M) and (M, B): of the fluctuations of one run (T, ·, 3), all three directions together."""
     target = (on_beads - on_beads.mean(0)).transpose(1, 0, 2).reshape(on_beads.shape[1], -1)
-    known = on_others.transpose(1, 0, 2).reshape(on_others.shape[1], -1)
-    gram = known @ known.T
-    gram += _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
-    return -np.linalg.solve(gram, known @ target.T).T
+    known = (on_others - on_others.mean(0)).transpose(1, 0, 2).reshape(on_others.shape[1], -1)
+    return known @ known.T, known @ target.T
 
 
 def force_error(predicted: np.ndarray, wanted: MeanForces) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from ...ase_calcs.progress import Progress, SilentProgress
 from ...ase_calcs.proteins.model import CoarseGrainedModel
 from ...ase_calcs.proteins.prior import Prior
 from ...datasets.proteins.beads import BeadFrames
+from ...datasets.proteins.mean_force import squared_differences
 from ..checkpoint import remove_checkpoints
 from ..engine import make_engine
 from ..loop import TrainLoop, evaluate_table
@@ -30,7 +31,6 @@ from .task import BeadTable, BeadTask
 
 MODEL = "model.safetensors"
 FINISHED = "trained.json"
-_PAIRS = 200  # of distances, by which configurations are found among frames
 
 
 @dataclass(frozen=True)
@@ -201,20 +201,7 @@ def without_validated(
     here = [[p for p in part if p.name == means.name] for part in parts[:2]]
     if not here[0]:
         return None
-    i, j = np.triu_indices(means.positions.shape[1], 1)
-    chosen = np.random.default_rng(0).permutation(len(i))[:_PAIRS]
-
-    def described(frames: np.ndarray) -> np.ndarray:
-        return np.linalg.norm(frames[:, i[chosen]] - frames[:, j[chosen]], axis=-1)
-
-    mine = described(means.positions)
-
-    def nearest(protein: BeadFrames) -> np.ndarray:
-        theirs = described(protein.positions)
-        squared = (mine**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * mine @ theirs.T
-        return squared.min(1)
-
-    trained, validated = nearest(here[0][0]), nearest(here[1][0])
+    trained, validated = (squared_differences(means.positions, part[0].positions).min(1) for part in here)
     kept = trained <= validated
     return means.select(kept) if kept.any() else None
 
