@@ -25,10 +25,13 @@ from .jumps import EGNNJump, JumpNetwork, PaiNNJump, TransformerJump
 from .painn import PaiNN
 from .potential import ModelHeader, Potential
 from .proteins.model import CoarseGrainedModel
+from .proteins.split import EnergyEntropy
 
 FORMAT_VERSION = 1
 HEADER_KEY = "distillase"
-ARCHITECTURES: dict[str, Callable[..., Potential]] = {kind.architecture: kind for kind in (PaiNN, Allegro)}
+ARCHITECTURES: dict[str, Callable[..., Potential]] = {
+    kind.architecture: kind for kind in (PaiNN, Allegro, EnergyEntropy)
+}
 JUMPS: dict[str, Callable[..., JumpNetwork]] = {
     kind.architecture: kind for kind in (PaiNNJump, EGNNJump, TransformerJump)
 }

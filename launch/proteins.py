@@ -13,7 +13,7 @@ import numpy as np
 from ..ase_calcs.errors import DataError, InputError
 from ..ase_calcs.progress import Progress
 from ..ase_calcs.units import KCAL_PER_MOL
-from ..datasets.proteins.beads import BeadFrames, load_npz, read_beads, save_npz, write_beads, write_mapped
+from ..datasets.proteins.beads import TOLERANCE, BeadFrames, load_npz, read_beads, save_npz, write_beads, write_mapped
 from ..datasets.proteins.build import AllAtom, build_sequence, read_protein
 from ..datasets.proteins.frames import Piece, dynamics_pieces, open_dynamics, open_reference, reference_pieces
 from ..datasets.proteins.mapping import MapKind
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from ..datasets.proteins.mean_force import MeanForceConfig
     from ..training.proteins.config import BeadRecipe
     from ..training.proteins.prior_fit import PriorConfig
-
-TOLERANCE = 1.0  # K, within which frames count as of a temperature
 
 
 def load_protein(text: str) -> tuple[AllAtom, bool]:
@@ -188,11 +186,7 @@ def make_mean_forces(
 
 def frames_at(path: Path, temperature: float) -> list[BeadFrames]:
     """Frames of a dataset at one temperature (those of unknown temperature are taken to be of it)."""
-    found = []
-    for protein in read_beads(path):
-        rows = np.isnan(protein.temperatures) | (np.abs(protein.temperatures - temperature) < TOLERANCE)
-        if rows.any():
-            found.append(protein.select(rows))
+    found = [known for protein in read_beads(path) if len((known := protein.at(temperature)).positions)]
     if not found:
         raise DataError(f"{path} has no frames within {TOLERANCE:g} K of {temperature:g} K.")
     return found
@@ -291,8 +285,9 @@ def make_hybrid(
             write_text(made_from, json.dumps(key))
     if is_first_process():
         write_text(folder / "config.yaml", dump_recipe(recipe, f"distillase cg train {dataset}"))
+    everything = read_beads(dataset) if recipe.network.energy_entropy else proteins
     result = train_beads(
-        proteins, prior.prior, folder, recipe, means=known, dataset_hash=_content_hash(dataset), progress=progress
+        everything, prior.prior, folder, recipe, means=known, dataset_hash=_content_hash(dataset), progress=progress
     )
     if not is_first_process():
         return result.path

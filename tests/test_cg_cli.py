@@ -17,6 +17,8 @@ from distillase.launch.cli import main
 from distillase.launch.config import load_bead_recipe
 from distillase.training.proteins.config import BeadRecipe
 
+SHORT = ("--set", "relative_entropy={steps: 2, replicas: 4, md_steps: 2}")
+
 SEQUENCE = "GYDPETG"
 
 
@@ -62,7 +64,7 @@ def test_training_ends_with_a_hybrid_that_was_simulated(npz, tmp_path, capsys) -
     main(["cg", "map", str(npz), "--out", str(data)])
     small = "network.options={scalar_features: 8, tensor_features: 4, n_basis: 6, mlp: 8}"
     words = ["cg", "train", str(data), "--out", str(out), "--picoseconds", "5", "--set", small]
-    assert main([*words, "--set", "first.max_epochs=2", "--set", "second.max_epochs=1"]) == 0
+    assert main([*words, "--set", "first.max_epochs=2", "--set", "second.max_epochs=1", *SHORT]) == 0
     text = capsys.readouterr().out
     assert "of what the prior leaves" in text
     assert text.count("100%") == 2
@@ -72,7 +74,7 @@ def test_training_ends_with_a_hybrid_that_was_simulated(npz, tmp_path, capsys) -
     assert all(torch.equal(a, b) for a, b in zip(model.prior.parameters(), prior.prior.parameters(), strict=True))
     assert "scalar_features: 8" in (out / "config.yaml").read_text()
     written = (out / "model.safetensors").stat().st_mtime_ns
-    assert main([*words, "--set", "first.max_epochs=2", "--set", "second.max_epochs=1"]) == 0
+    assert main([*words, "--set", "first.max_epochs=2", "--set", "second.max_epochs=1", *SHORT]) == 0
     assert "of these data and settings already" in capsys.readouterr().out
     assert (out / "model.safetensors").stat().st_mtime_ns == written  # nothing was trained again
     assert main([*words, "--set", "network.cutof=9"]) == 2

@@ -18,7 +18,14 @@ from distillase.ase_calcs.proteins.chains import Chains, coarse_grained_atoms, e
 from distillase.ase_calcs.proteins.model import BeadTopology, CoarseGrainedModel, bead_graph
 from distillase.ase_calcs.proteins.prior import Prior, PriorTopology
 from distillase.datasets.proteins.beads import BeadFrames
-from distillase.training.proteins.config import BeadLossConfig, BeadNetworkConfig, BeadRecipe, first_stage, second_stage
+from distillase.training.proteins.config import (
+    BeadLossConfig,
+    BeadNetworkConfig,
+    BeadRecipe,
+    RelativeEntropyConfig,
+    first_stage,
+    second_stage,
+)
 from distillase.training.proteins.run import fresh_network, split_frames, train_beads, without_validated
 from distillase.training.proteins.task import INDEX, BeadTable, BeadTask, leftover, mean_force_weights
 
@@ -233,7 +240,9 @@ def recipe(epochs: int = 12, **changes: object) -> BeadRecipe:
         second_stage(max_epochs=3, batch_frames=16, warmup_steps=5, tensorboard=False, checkpoint_seconds=0),
     )
     net = BeadNetworkConfig(options=SMALL, dtype="float64")
-    return BeadRecipe(**{"network": net, "first": first, "second": second, **changes})  # type: ignore[arg-type]
+    entropy = RelativeEntropyConfig(steps=0)
+    settings = {"network": net, "first": first, "second": second, "relative_entropy": entropy, **changes}
+    return BeadRecipe(**settings)  # type: ignore[arg-type]
 
 
 def test_a_network_learns_through_noise_what_the_prior_leaves(tmp_path) -> None:

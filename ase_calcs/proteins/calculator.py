@@ -36,6 +36,8 @@ class CoarseGrainedCalculator(Calculator):
         A model file, a `CoarseGrainedModel`, which is copied, or several of them: a committee, whose mean is taken.
     part
         ``"hybrid"``, or ``"prior"`` or ``"network"`` alone.
+    temperature_K
+        At which forces are mean forces, for a model that knows temperatures; None: the one it was trained for.
     device
         ``"cpu"``, ``"cuda"``, …
     warn_above
@@ -65,6 +67,7 @@ class CoarseGrainedCalculator(Calculator):
         model: str | Path | CoarseGrainedModel | Sequence[str | Path | CoarseGrainedModel],
         *,
         part: Part = "hybrid",
+        temperature_K: float | None = None,
         device: str | torch.device = "cpu",
         warn_above: float | None = 0.2,
     ) -> None:
@@ -82,10 +85,16 @@ class CoarseGrainedCalculator(Calculator):
         kelvins = {one.temperature for one in self.models}
         if len(kelvins) > 1:
             raise InputError(f"The members of a committee hold at one temperature; these are for {sorted(kelvins)} K.")
+        if temperature_K is not None and not all(one.knows_temperature for one in self.models):
+            raise InputError(
+                f"`temperature_K` is {temperature_K:g}, and this force field holds at {kelvins.pop():g} K alone. Train "
+                "one with `network.energy_entropy=true` on frames of several temperatures."
+            )
         self.part: Part = part
+        self.temperature_K = temperature_K
         self.warn_above = warn_above
         self._key = b""
-        self._topology: BeadTopology | None = None
+        self._topologies: list[BeadTopology] = []
         self._warned = False
 
     @staticmethod
@@ -99,7 +108,7 @@ class CoarseGrainedCalculator(Calculator):
     @property
     def temperature(self) -> float:
         """K, at which the forces are mean forces."""
-        return self.models[0].temperature
+        return self.models[0].temperature if self.temperature_K is None else self.temperature_K
 
     def timestep(self, atoms: Atoms) -> float:
         """A step that suits these chains, fs: a twelfth of the fastest bond's period."""
@@ -151,14 +160,16 @@ class CoarseGrainedCalculator(Calculator):
             if not np.isfinite(one.positions).all():
                 raise StructureError("Positions are NaN or infinite: the run has blown up. Use a shorter time step.")
         key = _key(atoms)
-        if self._topology is None or key != self._key:
+        if not self._topologies or key != self._key:
             chains = Chains.from_atoms(atoms)
-            for model in self.models:
-                model.check(chains)
-            self._topology, self._key, self._warned = BeadTopology.of(chains, self.models[0].device), key, False
+            self._topologies = [model.bind(chains) for model in self.models]
+            self._key, self._warned = key, False
         positions = torch.as_tensor(np.stack([one.positions for one in structures]), device=self.models[0].device)
-        with torch.no_grad(), few_threads(self._topology.pairs):
-            return [model(positions, self._topology, self.part) for model in self.models]
+        with torch.no_grad(), few_threads(self._topologies[0].pairs):
+            return [
+                model(positions, topology, self.part, self.temperature_K)
+                for model, topology in zip(self.models, self._topologies, strict=True)
+            ]
 
     def _results(self, outputs: Sequence[BeadOutput], k: int) -> dict[str, Any]:
         forces = np.stack([output.forces[k].numpy(force=True) for output in outputs])

@@ -138,7 +138,7 @@ def open_lammps(folder: str | Path, cmdargs: Sequence[str] = ("-log", "none")) -
         text = line.replace("beads.data", f'"{folder / "beads.data"}"')
         if text and not text.startswith("#"):
             lammps.command(text)
-    topology = BeadTopology.of(chains)
+    topology = model.bind(chains)
 
     def rest(_: Any, step: int, n: int, tags: np.ndarray, x: np.ndarray, f: np.ndarray) -> None:
         order = np.argsort(tags[:n])  # LAMMPS may hold its atoms in any order

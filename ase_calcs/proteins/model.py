@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,8 +13,9 @@ from ..errors import InputError, StructureError
 from ..graph import AtomGraph
 from ..potential import ModelHeader, Potential
 from .chains import Chains
-from .prior import Prior, PriorTopology
+from .prior import BoundPrior, Prior, PriorTopology
 from .residues import CODES
+from .split import EnergyEntropy
 
 Part = Literal["hybrid", "prior", "network"]
 
@@ -23,8 +24,9 @@ Part = Literal["hybrid", "prior", "network"]
 class BeadTopology:
     """What stays the same while beads move: terms of the prior, and pairs and types for the network."""
 
-    prior: PriorTopology
+    prior: PriorTopology | BoundPrior
     pairs: Tensor  # (2, P) int64, all ordered pairs of beads
+    numbers: Tensor  # (N,) int64, 1 + residue types
 
     @classmethod
     def of(cls, chains: Chains, device: torch.device | str = "cpu") -> BeadTopology:
@@ -32,7 +34,8 @@ class BeadTopology:
         n = len(chains)
         pairs = torch.cartesian_prod(torch.arange(n), torch.arange(n)).reshape(-1, 2)
         pairs = pairs[pairs[:, 0] != pairs[:, 1]].T.contiguous()
-        return cls(PriorTopology.of(chains, device), pairs.to(device))
+        terms = PriorTopology.of(chains, device)
+        return cls(terms, pairs.to(device), terms.types + 1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class CoarseGrainedModel(nn.Module):
         ``{"architecture": …, "hyperparameters": …}`` of a `Potential` whose elements are residues, or None: the prior
         alone.
     temperature
-        K, at which its forces are mean forces; a potential of mean force holds at one temperature.
+        K, at which its forces are mean forces; a potential of mean force holds at one temperature, unless its network
+        is an `EnergyEntropy`.
     dtype
         Of both parts. The prior is kept in float64.
     """
@@ -143,7 +147,27 @@ class CoarseGrainedModel(nn.Module):
                 f"{', '.join(CODES[z - 1] for z in self.elements)}."
             )
 
-    def forward(self, positions: Tensor, topology: BeadTopology, part: Part = "hybrid") -> BeadOutput:
+    @property
+    def knows_temperature(self) -> bool:
+        """Whether its forces are mean forces at other temperatures too."""
+        return isinstance(self.network, EnergyEntropy)
+
+    def bind(self, chains: Chains) -> BeadTopology:
+        """The topology of chains with the parameters of this prior looked up, for a model that does not change.
+
+        Raises
+        ------
+        StructureError
+            Residues that were not in the training data.
+        """
+        self.check(chains)
+        topology = BeadTopology.of(chains, self.device)
+        with torch.no_grad():
+            return replace(topology, prior=self.prior.bind(topology.prior))  # type: ignore[arg-type]
+
+    def forward(
+        self, positions: Tensor, topology: BeadTopology, part: Part = "hybrid", temperature: float | None = None
+    ) -> BeadOutput:
         """Energies of every component, and forces.
 
         Parameters
@@ -151,9 +175,11 @@ class CoarseGrainedModel(nn.Module):
         positions
             (R, N, 3) Å, float64.
         topology
-            Of the chains.
+            Of the chains; what `bind` gives saves time.
         part
             Both, or one of the two.
+        temperature
+            K; None: its own. A model that does not know others gives the same forces at all of them.
         """
         if part not in get_args(Part):
             raise InputError(f"part is {part!r}; allowed are {', '.join(map(repr, get_args(Part)))}.")
@@ -164,7 +190,11 @@ class CoarseGrainedModel(nn.Module):
             energies |= known.energies
             forces = forces + known.forces
         if part != "prior" and self.network is not None:
-            learned = self.network(bead_graph(positions, topology, self.network.cutoff, self.network.dtype))
+            ratio = 0.0
+            if temperature is not None and self.knows_temperature:
+                ratio = temperature / self.temperature - 1
+            graph = bead_graph(positions, topology, self.network.cutoff, self.network.dtype, ratio)
+            learned = self.network(graph)
             energies["network"] = learned.energy
             forces = forces + learned.forces.to(forces.dtype).view_as(forces)
         if not energies:
@@ -172,8 +202,13 @@ class CoarseGrainedModel(nn.Module):
         return BeadOutput(energies, forces)
 
 
-def bead_graph(positions: Tensor, topology: BeadTopology, cutoff: float, dtype: torch.dtype) -> AtomGraph:
-    """R configurations (R, N, 3) as a batch of R structures, by looking at every pair of beads."""
+def bead_graph(
+    positions: Tensor, topology: BeadTopology, cutoff: float, dtype: torch.dtype, ratio: float = 0.0
+) -> AtomGraph:
+    """R configurations (R, N, 3) as a batch of R structures, by looking at every pair of beads.
+
+    `ratio`, T/T₀ − 1, stands in the place of the charge, as `EnergyEntropy` takes it.
+    """
     n_configurations, n = positions.shape[:2]
     device = positions.device
     i, j = topology.pairs
@@ -183,13 +218,13 @@ def bead_graph(positions: Tensor, topology: BeadTopology, cutoff: float, dtype: 
     # Relative to each configuration's first bead: far from the origin, float32 loses digits of distances.
     local = (positions - positions[:, :1]).reshape(-1, 3).to(dtype)
     return AtomGraph(
-        numbers=(topology.prior.types + 1).repeat(n_configurations),
+        numbers=topology.numbers.repeat(n_configurations),
         positions=local,
         cell=torch.zeros(n_configurations, 3, 3, dtype=dtype, device=device),
         pbc=torch.zeros(n_configurations, 3, dtype=torch.bool, device=device),
         system=torch.arange(n_configurations, device=device).repeat_interleave(n),
         edges=edges,
         edge_shifts=torch.zeros(edges.shape[1], 3, dtype=dtype, device=device),
-        charge=torch.zeros(n_configurations, dtype=dtype, device=device),
+        charge=torch.full((n_configurations,), ratio, dtype=dtype, device=device),
         multiplicity=torch.ones(n_configurations, dtype=dtype, device=device),
     )

@@ -9,7 +9,8 @@ Energies are raw sums; nothing weighs one term against another. With c = cos θ,
     repulsion   ε (σ/r)⁴, or 4ε[(σ/r)¹² − (σ/r)⁶], all others  switched off smoothly before the cutoff
 
 Forces are written out: they can be differentiated with respect to the parameters, which is what fitting needs, and cost
-a third of what automatic differentiation would. An angle enters through its cosine alone, so nothing is singular where
+a third of what automatic differentiation would. All pairs are one array, and angles and dihedrals are functions of bond
+vectors, so that few operations do everything. An angle enters through its cosine alone, so nothing is singular where
 three beads lie on a line; a dihedral is undefined there, and its force grows as the sine of the angle shrinks.
 """
 
@@ -48,24 +49,83 @@ class PriorTopology:
 
     Attributes
     ----------
-    bonds, angles, dihedrals, excluded, distant
-        (M, 2), (M, 3), (M, 4), (M, 2), (M, 2) int64.
+    pairs
+        (2, P) int64: beads of all pairs, the bonds first, then excluded ones, then distant ones.
+    n_bonds, n_excluded
+        How many.
+    angles, dihedrals
+        (2, A) and (3, D) int64: the bonds that an angle, a dihedral consists of.
+    middle
+        (A,) int64, the bead in the middle of each angle.
+    axis
+        (2, D) int64, the two beads in the middle of each dihedral.
     types
         (N,) int64.
     """
 
-    bonds: Tensor
+    pairs: Tensor
+    n_bonds: int
+    n_excluded: int
     angles: Tensor
     dihedrals: Tensor
-    excluded: Tensor
-    distant: Tensor
+    middle: Tensor
+    axis: Tensor
     types: Tensor
 
     @classmethod
     def of(cls, chains: Chains, device: torch.device | str = "cpu") -> PriorTopology:
         """Of chains of beads."""
-        names = ("bonds", "angles", "dihedrals", "excluded", "distant", "types")
-        return cls(*(torch.as_tensor(getattr(chains, name), dtype=torch.int64, device=device) for name in names))
+        place = {(int(i), int(j)): k for k, (i, j) in enumerate(chains.bonds)}
+
+        def runs(beads: np.ndarray) -> np.ndarray:
+            steps = beads.shape[1] - 1
+            found = [[place[int(run[k]), int(run[k + 1])] for run in beads] for k in range(steps)]
+            return np.array(found, dtype=int).reshape(steps, len(beads))
+
+        pairs = np.concatenate([chains.bonds, chains.excluded, chains.distant]).T
+        arrays = (pairs, runs(chains.angles), runs(chains.dihedrals), chains.angles[:, 1], chains.dihedrals[:, 1:3].T)
+        pairs_, angles, dihedrals, middle, axis = (
+            torch.as_tensor(np.ascontiguousarray(array), dtype=torch.int64, device=device) for array in arrays
+        )
+        types = torch.as_tensor(chains.types, dtype=torch.int64, device=device)
+        return cls(pairs_, len(chains.bonds), len(chains.excluded), angles, dihedrals, middle, axis, types)
+
+    @property
+    def bonds(self) -> Tensor:
+        """(2, B) beads of the bonds."""
+        return self.pairs[:, : self.n_bonds]
+
+
+@dataclass(frozen=True)
+class BoundPrior:
+    """Parameters of every single term of one set of chains: what does not change while beads move.
+
+    Attributes
+    ----------
+    topology
+        Of the chains.
+    stiffness, length
+        (B,) of each bond.
+    excluded, distant
+        Of each pair: ε σ⁶; and ε σ⁴, or 4 ε σ¹² and 4 ε σ⁶, (1 or 2, pairs).
+    constant
+        () the sum of what the angles' energies have at a cosine of 0.
+    angle, angle_slope
+        (A, n) of powers of the cosine from the first on, and of their derivative from the zeroth on.
+    dihedral, dihedral_slope
+        (D, 2n) of cosines, then sines, of multiples; and of the derivative.
+    """
+
+    topology: PriorTopology
+    stiffness: Tensor
+    length: Tensor
+    excluded: Tensor
+    distant: Tensor
+    constant: Tensor
+    angle: Tensor
+    angle_slope: Tensor
+    dihedral: Tensor
+    dihedral_slope: Tensor
 
 
 @dataclass(frozen=True)
@@ -181,7 +241,33 @@ class Prior(nn.Module):
         """Which parameters a dihedral with residues of these types in the middle has."""
         return self.dihedrals_class[first, second]  # type: ignore[index]
 
-    def forward(self, positions: Tensor, topology: PriorTopology, terms: Sequence[str] = TERMS) -> PriorOutput:
+    def bind(self, topology: PriorTopology) -> BoundPrior:
+        """Look up the parameters of every term; differentiable with respect to them."""
+        i, j = topology.bonds
+        kind = self.bond_kinds(topology.types[i], topology.types[j])
+        sigma = self.sigma[topology.types]
+        i, j = topology.pairs[:, topology.n_bonds :]
+        near, far = (0.5 * (sigma[i] + sigma[j])).split([topology.n_excluded, len(i) - topology.n_excluded])
+        epsilon = self.epsilon
+        distant = [epsilon[1] * far**4] if self.repulsion == "power4" else [
+            4 * epsilon[1] * far**12, 4 * epsilon[1] * far**6
+        ]  # fmt: skip
+        powers = chebyshev_powers(self.n_angle, self.angle)
+        angle = (self.angle @ powers)[self.angles_class[topology.types[topology.middle]]]  # type: ignore[index]
+        constant, angle = angle[:, 0].sum(), angle[:, 1:]
+        first, second = topology.types[topology.axis]
+        dihedral = self.dihedral[self.dihedral_kinds(first, second)]
+        n = torch.arange(1, self.n_dihedral + 1, dtype=angle.dtype, device=angle.device)
+        b, d = dihedral.chunk(2, dim=-1)
+        return BoundPrior(
+            topology, self.stiffness[kind], self.length[kind], epsilon[0] * near**6, torch.stack(distant),
+            constant, angle, angle * torch.arange(1, self.n_angle + 1, dtype=angle.dtype, device=angle.device),
+            dihedral, torch.cat([n * d, -n * b], dim=-1),
+        )  # fmt: skip
+
+    def forward(
+        self, positions: Tensor, topology: PriorTopology | BoundPrior, terms: Sequence[str] = TERMS
+    ) -> PriorOutput:
         """Energies and forces.
 
         Parameters
@@ -189,87 +275,99 @@ class Prior(nn.Module):
         positions
             (R, N, 3) Å, R configurations of the same chains.
         topology
-            Of these chains.
+            Of these chains; or what `bind` made of it, which saves looking parameters up.
         terms
             Which of `TERMS`.
         """
+        bound = topology if isinstance(topology, BoundPrior) else self.bind(topology)
+        known = bound.topology
+        i, j = known.pairs
+        vector = positions.index_select(1, j) - positions.index_select(1, i)  # (R, P, 3)
+        square = (vector * vector).sum(-1)
+        inverse = square.rsqrt()  # 1/r
+        n_far = len(i) - known.n_bonds - known.n_excluded
+        sizes = (known.n_bonds, known.n_excluded, n_far)
+        along, near, far = inverse.split(sizes, dim=1)
         energies: dict[str, Tensor] = {}
-        forces = torch.zeros_like(positions)
-        for name in terms:
-            term, beads, gradient = getattr(self, f"_{name}")(positions, topology)
-            energies[name] = term.sum(-1)
-            # One scatter for each term: the gradient (R, M, k, 3) of M terms of k beads.
-            flat = gradient.reshape(len(positions), -1, 3)
-            forces = forces.index_add(1, beads.reshape(-1), -flat)
-        return PriorOutput(energies, forces)
+        slopes = [torch.zeros_like(part) for part in (along, near, far)]  # (dE/dr)/r
+        if "bonds" in terms:
+            stretch = 1 / along - bound.length
+            pull = bound.stiffness * stretch
+            energies["bonds"], slopes[0] = 0.5 * (pull * stretch).sum(-1), pull * along
+        bends: list[Tensor] = []  # gradients with respect to bond vectors, (R, M, 3), and which bonds
+        which: list[Tensor] = []
+        bonds = vector[:, : known.n_bonds]
+        if "angles" in terms:
+            energies["angles"], gradients = _angles(bonds * along[..., None], along, bound)
+            bends += gradients
+            which += known.angles.unbind(0)
+        if "dihedrals" in terms:
+            energies["dihedrals"], gradients = _dihedrals(bonds, bound)
+            bends += gradients
+            which += known.dihedrals.unbind(0)
+        if "excluded" in terms:
+            inverse2 = near * near
+            energy = bound.excluded * (inverse2 * inverse2 * inverse2)
+            energies["excluded"], slopes[1] = energy.sum(-1), -6 * energy * inverse2
+        if "repulsion" in terms:
+            energies["repulsion"], slopes[2] = self._repulsion(far, bound)
+        gradient = torch.cat(slopes, dim=1)[..., None] * vector  # with respect to r_j − r_i
+        if bends:
+            gradient = gradient.index_add(1, torch.cat(which), torch.cat(bends, dim=1))
+        forces = torch.zeros_like(positions).index_add(1, i, gradient).index_add(1, j, -gradient)
+        return PriorOutput({name: energies[name] for name in TERMS if name in energies}, forces)
 
-    # Each returns energies (R, M), beads (M, k) and gradients (R, M, k, 3).
-
-    def _bonds(self, x: Tensor, topology: PriorTopology) -> tuple[Tensor, Tensor, Tensor]:
-        i, j = topology.bonds.unbind(1)
-        kind = self.bond_kinds(topology.types[i], topology.types[j])
-        vector, r = _distance(x, i, j)
-        stretch, k = r - self.length[kind], self.stiffness[kind]
-        return 0.5 * k * stretch**2, topology.bonds, _pair_gradient(k * stretch / r, vector)
-
-    def _angles(self, x: Tensor, topology: PriorTopology) -> tuple[Tensor, Tensor, Tensor]:
-        i, j, k = topology.angles.unbind(1)
-        kind = self.angles_class[topology.types[j]]  # type: ignore[index]
-        a, b = x[:, i] - x[:, j], x[:, k] - x[:, j]  # (R, M, 3)
-        inverse_a, inverse_b = a.norm(dim=-1, keepdim=True).reciprocal(), b.norm(dim=-1, keepdim=True).reciprocal()
-        a, b = a * inverse_a, b * inverse_b
-        cosine = (a * b).sum(-1, keepdim=True).clamp(-1, 1)
-        energy, slope = _chebyshev(cosine[..., 0], self.angle[kind])
-        slope = slope[..., None]
-        left, right = slope * (b - cosine * a) * inverse_a, slope * (a - cosine * b) * inverse_b
-        return energy, topology.angles, torch.stack([left, -left - right, right], dim=2)
-
-    def _dihedrals(self, x: Tensor, topology: PriorTopology) -> tuple[Tensor, Tensor, Tensor]:
-        i, j, k, m = topology.dihedrals.unbind(1)
-        kind = self.dihedral_kinds(topology.types[j], topology.types[k])
-        first, second, third = x[:, j] - x[:, i], x[:, k] - x[:, j], x[:, m] - x[:, k]
-        left, right = torch.linalg.cross(first, second), torch.linalg.cross(second, third)
-        length = second.norm(dim=-1)
-        sine, cosine = length * (first * right).sum(-1), (left * right).sum(-1)
-        phi = torch.atan2(sine, cosine)
-        n = torch.arange(1, self.n_dihedral + 1, dtype=x.dtype, device=x.device)
-        multiple = phi[..., None] * n  # (R, M, n)
-        b, d = self.dihedral[kind].chunk(2, dim=-1)
-        cos, sin = multiple.cos(), multiple.sin()
-        energy = (b * cos + d * sin).sum(-1)
-        slope = (n * (d * cos - b * sin)).sum(-1)[..., None]
-        start = -length[..., None] / left.square().sum(-1, keepdim=True) * left
-        end = length[..., None] / right.square().sum(-1, keepdim=True) * right
-        square = second.square().sum(-1, keepdim=True)
-        along_first = (first * second).sum(-1, keepdim=True) / square
-        along_third = (third * second).sum(-1, keepdim=True) / square
-        inner = -(1 + along_first) * start + along_third * end
-        outer = -(1 + along_third) * end + along_first * start
-        return energy, topology.dihedrals, slope[..., None] * torch.stack([start, inner, outer, end], dim=2)
-
-    def _excluded(self, x: Tensor, topology: PriorTopology) -> tuple[Tensor, Tensor, Tensor]:
-        i, j = topology.excluded.unbind(1)
-        vector, r = _distance(x, i, j)
-        energy = self.epsilon[0] * (self._mixed(topology, i, j) / r) ** 6
-        return energy, topology.excluded, _pair_gradient(-6 * energy / r**2, vector)
-
-    def _repulsion(self, x: Tensor, topology: PriorTopology) -> tuple[Tensor, Tensor, Tensor]:
-        i, j = topology.distant.unbind(1)
-        vector, r = _distance(x, i, j)
-        ratio = self._mixed(topology, i, j) / r
+    def _repulsion(self, inverse: Tensor, bound: BoundPrior) -> tuple[Tensor, Tensor]:
+        """(R,) energy, and (R, P) (dE/dr)/r."""
+        square = inverse * inverse
         if self.repulsion == "power4":
-            energy = self.epsilon[1] * ratio**4
-            slope = -4 * energy / r
+            energy = bound.distant[0] * (square * square)
+            slope = -4 * energy * square
         else:
-            sixth = ratio**6
-            energy = 4 * self.epsilon[1] * (sixth**2 - sixth)
-            slope = -24 * self.epsilon[1] * (2 * sixth**2 - sixth) / r
-        on, off = _switch(r, self.cutoff - 3.0, self.cutoff)
-        return energy * on, topology.distant, _pair_gradient((slope * on + energy * off) / r, vector)
+            sixth = square * square * square
+            twelve, six = bound.distant[0] * (sixth * sixth), bound.distant[1] * sixth
+            energy, slope = twelve - six, (6 * six - 12 * twelve) * square
+        on, off = _switch(1 / inverse, self.cutoff - 3.0, self.cutoff)
+        return (energy * on).sum(-1), slope * on + energy * off * inverse
 
-    def _mixed(self, topology: PriorTopology, i: Tensor, j: Tensor) -> Tensor:
-        sigma = self.sigma[topology.types]
-        return 0.5 * (sigma[i] + sigma[j])
+
+def _angles(unit: Tensor, inverse: Tensor, bound: BoundPrior) -> tuple[Tensor, list[Tensor]]:
+    """(R,) energy, and gradients (R, A, 3) with respect to the first and the second bond of each angle, from unit
+    vectors (R, B, 3) along bonds and 1/r (R, B)."""
+    first, second = bound.topology.angles
+    a, b = unit.index_select(1, first), unit.index_select(1, second)
+    cosine = -(a * b).sum(-1, keepdim=True)  # of the angle between −a and b
+    powers = cosine.expand(-1, -1, bound.angle.shape[1]).cumprod(-1)  # c, c², …
+    energy = bound.constant + (powers * bound.angle).sum((1, 2))
+    slope = bound.angle_slope[:, :1] + (powers[..., :-1] * bound.angle_slope[:, 1:]).sum(-1, keepdim=True)
+    slope_a, slope_b = (slope * inverse.index_select(1, k)[..., None] for k in (first, second))
+    return energy, [-slope_a * (b + cosine * a), -slope_b * (a + cosine * b)]
+
+
+def _dihedrals(bonds: Tensor, bound: BoundPrior) -> tuple[Tensor, list[Tensor]]:
+    """(R,) energy, and gradients (R, D, 3) with respect to the three bonds of each dihedral."""
+    first, second, third = (bonds.index_select(1, k) for k in bound.topology.dihedrals)
+    left, right = torch.linalg.cross(first, second), torch.linalg.cross(second, third)
+    square = (second * second).sum(-1, keepdim=True)
+    length = square.sqrt()
+    sine, cosine = length * (first * right).sum(-1, keepdim=True), (left * right).sum(-1, keepdim=True)
+    n = bound.dihedral.shape[1] // 2
+    multiple = torch.atan2(sine, cosine) * torch.arange(1, n + 1, dtype=bonds.dtype, device=bonds.device)
+    waves = torch.cat([multiple.cos(), multiple.sin()], dim=-1)  # (R, D, 2n)
+    energy = (waves * bound.dihedral).sum((1, 2))
+    slope = (waves * bound.dihedral_slope).sum(-1, keepdim=True) * length
+    start = slope / (left * left).sum(-1, keepdim=True) * left
+    end = slope / (right * right).sum(-1, keepdim=True) * right
+    back = (first * second).sum(-1, keepdim=True) / square
+    ahead = (third * second).sum(-1, keepdim=True) / square
+    return energy, [start, -back * start - ahead * end, end]
+
+
+def chebyshev_powers(n: int, like: Tensor) -> Tensor:
+    """(n, n + 1): row k holds the coefficients of T_k₊₁(c) = cos((k + 1) θ) in powers of c = cos θ."""
+    rows = [np.polynomial.chebyshev.cheb2poly([0] * (k + 1) + [1]) for k in range(n)]
+    padded = np.stack([np.pad(row, (0, n + 1 - len(row))) for row in rows])
+    return torch.as_tensor(padded, dtype=like.dtype, device=like.device)
 
 
 def bond_table(names: list[str]) -> Tensor:
@@ -295,29 +393,6 @@ def dihedral_table(names: list[str]) -> Tensor:
     for k, name in enumerate(names):
         table[torch.tensor(groups[name[0]])[:, None], torch.tensor(groups[name[1]])] = k + 1
     return table
-
-
-def _distance(x: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-    vector = x[:, j] - x[:, i]
-    return vector, vector.norm(dim=-1)
-
-
-def _pair_gradient(slope_over_r: Tensor, vector: Tensor) -> Tensor:
-    """(R, M, 2, 3) from (dE/dr)/r (R, M) and r_j − r_i (R, M, 3)."""
-    pull = slope_over_r[..., None] * vector
-    return torch.stack([-pull, pull], dim=2)
-
-
-def _chebyshev(c: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ a_n T_n(c), n = 1 …, and its derivative: (R, M) from c (R, M) and a (M, n)."""
-    before, now = torch.ones_like(c), c  # T
-    slope_before, slope = torch.zeros_like(c), torch.ones_like(c)  # their derivatives
-    energy, total = coefficients[:, 0] * now, coefficients[:, 0] * slope
-    for n in range(1, coefficients.shape[1]):
-        before, now, slope_before, slope = now, 2 * c * now - before, slope, 2 * now + 2 * c * slope - slope_before
-        energy = energy + coefficients[:, n] * now
-        total = total + coefficients[:, n] * slope
-    return energy, total
 
 
 def _switch(r: Tensor, start: float, stop: float) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from ..errors import InputError, check_positive
 from ..evaluation import one_thread
 from ..units import FS, KB
 from .chains import Chains
-from .model import BeadOutput, BeadTopology, CoarseGrainedModel, Part
+from .model import BeadOutput, CoarseGrainedModel, Part
 
 _SPARE = 12.0  # steps in a period of the fastest bond
 
@@ -159,9 +159,8 @@ class ReplicaLangevin:
     ) -> None:
         self.config = config or SimulationConfig()
         self.model, self.chains, self.part = model, chains, part
-        model.check(chains)
         device = model.device
-        self.topology = BeadTopology.of(chains, device)
+        self.topology = model.bind(chains)
         self.timestep = self.config.timestep or recommended_timestep(model, chains)
         self.x = torch.as_tensor(np.array(positions, dtype=float), device=device)
         if self.x.ndim != 3 or self.x.shape[1:] != (len(chains), 3):
@@ -177,7 +176,7 @@ class ReplicaLangevin:
     def evaluate(self, positions: Tensor) -> BeadOutput:
         """The force field, without gradients of its own."""
         with torch.no_grad():
-            return self.model(positions, self.topology, self.part)
+            return self.model(positions, self.topology, self.part, self.config.temperature_K)
 
     def _noise(self) -> Tensor:
         return torch.randn(self.x.shape, generator=self.generator, dtype=torch.float64, device=self.x.device)
@@ -255,11 +254,28 @@ class ReplicaLangevin:
             troubles, time.monotonic() - begun,
         )  # fmt: skip
 
+    def wrong(self, distance: Tensor | None = None) -> Tensor:
+        """(R,) whether a replica is where none should be: beads too close, forces too large, or not finite."""
+        distance = self.shortest() if distance is None else distance
+        force, finite = self._finite(distance)
+        return ~finite | (distance < self.config.least_distance) | (force > self.config.largest_force)
+
+    def place(self, replica: int, positions: np.ndarray) -> None:
+        """Put one replica somewhere (N, 3), with new velocities."""
+        self.x, self.v = self.x.clone(), self.v.clone()
+        self.x[replica] = torch.as_tensor(np.asarray(positions, dtype=float))
+        self.v[replica] = (self._noise() * (self.kt / self.masses).sqrt())[replica]
+        self.output = self.evaluate(self.x)
+
+    def _finite(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """(R,) largest force, and whether everything is a number."""
+        force = self.output.forces.abs().amax((1, 2))
+        return force, torch.isfinite(force) & ~torch.isnan(distance) & torch.isfinite(self.output.energy)
+
     def _look(self, distance: Tensor, number: int, troubles: list[Trouble]) -> None:
         """End replicas that went wrong."""
-        force = self.output.forces.abs().amax((1, 2))
-        finite = torch.isfinite(force) & ~torch.isnan(distance) & torch.isfinite(self.output.energy)
-        wrong = ~finite | (distance < self.config.least_distance) | (force > self.config.largest_force)
+        force, finite = self._finite(distance)
+        wrong = self.wrong(distance)
         for k in (wrong & self.alive).nonzero().flatten().tolist():
             if not bool(finite[k]):
                 reason = "energy, forces or positions are not finite"

@@ -23,6 +23,7 @@ from .frames import FORCE_UNITS, Piece, Source, types_of
 from .mapping import ForceMapper, MapKind, check_map, map_forces, rigid_pairs, root_mean_square
 
 KIND = "coarse-grained"
+TOLERANCE = 1.0  # K, within which frames count as of a temperature
 _LONGEST_BOND = 6.0  # Å; 3.8 with a spread of 0.06 at 300 K
 _TEST_FRAMES = 200  # of which rigid bonds are found
 
@@ -209,6 +210,10 @@ class BeadFrames:
     def types(self) -> np.ndarray:
         """(B,) place of every residue in `CODES`."""
         return types_of(self.sequence)
+
+    def at(self, temperature: float) -> BeadFrames:
+        """Those at a temperature (K); frames of unknown temperature are taken to be of any."""
+        return self.select(np.isnan(self.temperatures) | (np.abs(self.temperatures - temperature) < TOLERANCE))
 
     def select(self, frames: np.ndarray) -> BeadFrames:
         """Some of the frames, by index or mask."""

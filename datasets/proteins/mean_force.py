@@ -391,7 +391,8 @@ def average(on_beads: np.ndarray, on_others: np.ndarray | None) -> tuple[np.ndar
     if on_others is not None:
         grams = [_gram(*run) for run in zip(on_beads, on_others, strict=True)]
         for k in range(len(means)):
-            gram, mixed = (sum(other[part] for j, other in enumerate(grams) if j != k) for part in (0, 1))
+            others = [other for j, other in enumerate(grams) if j != k]
+            gram, mixed = (np.sum([other[part] for other in others], axis=0) for part in (0, 1))
             gram = gram + _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
             means[k] -= np.linalg.solve(gram, mixed).T @ on_others[k].mean(0)
     return means.mean(0), means.std(0, ddof=1) / np.sqrt(len(means))

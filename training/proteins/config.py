@@ -22,6 +22,9 @@ class BeadNetworkConfig:
         Å.
     options
         Further keyword arguments of the architecture, e.g. ``{"layers": 4, "l_max": 2}``.
+    energy_entropy
+        Whether the network is two, for energy and entropy, whose free energy depends on temperature (see
+        `distillase.ase_calcs.proteins.split`). It learns from frames of all temperatures then.
     dtype
         Arithmetic of the network.
     """
@@ -29,6 +32,7 @@ class BeadNetworkConfig:
     architecture: str = "allegro"
     cutoff: float = 12.0
     options: dict[str, Any] = field(default_factory=dict)
+    energy_entropy: bool = False
     dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
@@ -71,6 +75,52 @@ class BeadLossConfig:
             check_positive(f"loss.{name}", getattr(self, name))
 
 
+@dataclass(frozen=True)
+class RelativeEntropyConfig:
+    """The last stage, in which the force field learns to sample what the frames sample.
+
+    Attributes
+    ----------
+    steps
+        Updates, over all proteins in turn; 0 leaves the stage out.
+    replicas
+        Of each protein, and frames they are compared with at each update.
+    md_steps
+        Of the replicas between two updates.
+    lr, lr_final
+        Rate of Adam, and the share of it at the end.
+    force_weight
+        Of the forces' log-likelihood; 1 is what it is.
+    force_frames
+        Forces of how many frames an update looks at.
+    ema
+        Decay of the average of the weights.
+    clip
+        Largest norm of a gradient, nats.
+    checkpoint_seconds
+        Between checkpoints.
+    """
+
+    steps: int = 1500
+    replicas: int = 64
+    md_steps: int = 20
+    lr: float = 1e-3
+    lr_final: float = 0.1
+    force_weight: float = 1.0
+    force_frames: int = 64
+    ema: float = 0.99
+    clip: float = 10.0
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "md_steps", "lr", "lr_final", "force_frames", "clip", "checkpoint_seconds"):
+            check_positive(f"relative_entropy.{name}", getattr(self, name))
+        for name in ("steps", "force_weight"):
+            check_at_least(f"relative_entropy.{name}", getattr(self, name), 0.0)
+        if not 0 <= self.ema < 1:
+            raise InputError(f"`relative_entropy.ema` is {self.ema}; it must lie from 0 to below 1.")
+
+
 def first_stage(**changes: Any) -> TrainConfig:
     """AdaBelief with a high rate that falls to a fifth."""
     settings: dict[str, Any] = {
@@ -96,7 +146,7 @@ class BeadRecipe:
     Attributes
     ----------
     temperature
-        K; frames of this temperature are learned from.
+        K; frames of this temperature are learned from, with `network.energy_entropy` those of others too.
     hold_out
         Proteins that are kept out of prior and network altogether.
     validation
@@ -105,7 +155,7 @@ class BeadRecipe:
         Of initial weights, batches and decoys.
     first, second
         Stages of training, the second from the best weights of the first.
-    prior, network, loss, engine
+    prior, network, loss, relative_entropy, engine
         See there.
     """
 
@@ -118,6 +168,7 @@ class BeadRecipe:
     loss: BeadLossConfig = field(default_factory=BeadLossConfig)
     first: TrainConfig = field(default_factory=first_stage)
     second: TrainConfig = field(default_factory=second_stage)
+    relative_entropy: RelativeEntropyConfig = field(default_factory=RelativeEntropyConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:

@@ -26,9 +26,9 @@ from ...ase_calcs.proteins.prior import (
     Prior,
     PriorTopology,
     Repulsion,
-    _chebyshev,
     angle_table,
     bond_table,
+    chebyshev_powers,
     dihedral_table,
 )
 from ...ase_calcs.proteins.residues import CODES
@@ -324,7 +324,8 @@ def _match(
 
 def _deviation(prior: Prior, target: _Target, kt: float) -> Tensor:
     """Mean squared difference from Boltzmann inversion in kT², each curve about its own mean: energies have no zero."""
-    curve = _chebyshev(target.cosines.expand(len(prior.angle), -1).T, prior.angle)[0].T / kt
+    powers = target.cosines[:, None] ** torch.arange(prior.n_angle + 1, dtype=target.cosines.dtype)
+    curve = prior.angle @ chebyshev_powers(prior.n_angle, prior.angle) @ powers.T / kt
     n = torch.arange(1, prior.n_dihedral + 1, dtype=target.phi.dtype)
     b, d = prior.dihedral.chunk(2, dim=-1)
     turn = target.phi[:, None] * n

@@ -19,6 +19,7 @@ from ...ase_calcs.potential import ModelHeader, Potential
 from ...ase_calcs.progress import Progress, SilentProgress
 from ...ase_calcs.proteins.model import CoarseGrainedModel
 from ...ase_calcs.proteins.prior import Prior
+from ...ase_calcs.proteins.split import EnergyEntropy
 from ...datasets.proteins.beads import BeadFrames
 from ...datasets.proteins.mean_force import squared_differences
 from ..checkpoint import remove_checkpoints
@@ -27,10 +28,12 @@ from ..loop import TrainLoop, evaluate_table
 from ..run import keep_freed_memory
 from ..world import World, join_world
 from .config import BeadRecipe
+from .relative_entropy import minimise_relative_entropy
 from .task import BeadTable, BeadTask
 
 MODEL = "model.safetensors"
 FINISHED = "trained.json"
+ENTROPY_STAGE = "relative-entropy"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def train_beads(
     Parameters
     ----------
     proteins
-        Frames of the recipe's temperature.
+        Frames of the recipe's temperature; with `network.energy_entropy` those of others too.
     prior
         Fitted to the training proteins, and stable.
     run_dir
@@ -158,7 +161,9 @@ def _train(
 
     def table(frames: Sequence[BeadFrames], decoys: float) -> BeadTable:
         loss = dataclasses.replace(recipe.loss, decoys=decoys)
-        return BeadTable(prior, frames, cutoff=recipe.network.cutoff, loss=loss, dtype=dtype, seed=recipe.seed)
+        return BeadTable(prior, frames, cutoff=recipe.network.cutoff, loss=loss, dtype=dtype, seed=recipe.seed,
+            temperature=recipe.temperature,
+        )  # fmt: skip
 
     learned = [*parts[0], *(known for p in means if (known := without_validated(p, parts)) is not None)]
     training, validation = table(learned, recipe.loss.decoys), table(parts[1], 0.0)
@@ -176,6 +181,10 @@ def _train(
             fingerprint=f"{fingerprint}-{number}", progress=progress,
         )  # fmt: skip
         metrics["validation"] = loop.run().best_figures
+    if recipe.relative_entropy.steps:
+        metrics["forces_alone"] = metrics["validation"]
+        _by_relative_entropy(prior, potential, parts[0], training, recipe, run_dir, fingerprint, progress, world)
+        metrics["validation"] = task.figures(evaluate_table(engine, validation, recipe.stages[-1])[0])
     if parts[2]:
         sums, _ = evaluate_table(engine, table(parts[2], 0.0), recipe.stages[-1])
         metrics["held_out"] = task.figures(sums)
@@ -186,8 +195,34 @@ def _train(
         (run_dir / FINISHED).write_text(json.dumps({"fingerprint": fingerprint, "metrics": metrics}))
         for number in range(len(recipe.stages)):
             remove_checkpoints(run_dir / f"stage-{number + 1}")
+        if recipe.relative_entropy.steps:
+            remove_checkpoints(run_dir / ENTROPY_STAGE)
     world.wait()
     return BeadResult(run_dir / MODEL, metrics)
+
+
+def _by_relative_entropy(
+    prior: Prior,
+    potential: Potential,
+    proteins: Sequence[BeadFrames],
+    table: BeadTable,
+    recipe: BeadRecipe,
+    run_dir: Path,
+    fingerprint: str,
+    progress: Progress,
+    world: World,
+) -> None:
+    """The last stage: `potential` is trained further."""
+    if world.size > 1:
+        raise InputError(
+            f"The relative entropy is minimised by one process, and there are {world.size}. Train with "
+            "`relative_entropy.steps=0` on several."
+        )
+    here = [p.at(recipe.temperature) for p in proteins]
+    folder = run_dir / ENTROPY_STAGE
+    minimise_relative_entropy(
+        prior, potential, here, table, recipe, folder, fingerprint=f"{fingerprint}-entropy", progress=progress
+    )
 
 
 def without_validated(
@@ -222,9 +257,12 @@ def fresh_network(recipe: BeadRecipe, elements: tuple[int, ...], table: BeadTabl
     options: dict[str, Any] = {"cutoff": recipe.network.cutoff, **recipe.network.options}
     if recipe.network.architecture == "allegro":
         options.setdefault("mean_neighbors", table.mean_neighbors())
+    architecture = recipe.network.architecture
+    if recipe.network.energy_entropy:
+        architecture, options = EnergyEntropy.architecture, {"base": architecture, "options": options}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        potential = build_potential(recipe.network.architecture, elements, options, dtype=DTYPES[recipe.network.dtype])
+        potential = build_potential(architecture, elements, options, dtype=DTYPES[recipe.network.dtype])
     # Most of what the prior leaves is noise: the mean forces are several times smaller.
     potential.energy_scale.fill_(max(0.2 * table.force_scale(), 1e-3))
     return potential

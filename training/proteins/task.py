@@ -16,7 +16,7 @@ from torch import Tensor
 from ...ase_calcs.potential import Potential, edge_forces
 from ...ase_calcs.proteins.chains import Chains
 from ...ase_calcs.proteins.prior import Prior, PriorTopology
-from ...datasets.proteins.beads import BeadFrames
+from ...datasets.proteins.beads import TOLERANCE, BeadFrames
 from ..task import Task
 from .config import BeadLossConfig
 
@@ -41,6 +41,8 @@ class BeadBatch:
         (N,) of each bead's error.
     real
         (N,) 1 for a frame, 0 for a decoy.
+    ratio
+        (B,) T/T₀ − 1 of the frame's temperature.
     n_frames
         () how many configurations.
     """
@@ -52,6 +54,7 @@ class BeadBatch:
     forces: Tensor
     weight: Tensor
     real: Tensor
+    ratio: Tensor
     n_frames: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
@@ -100,8 +103,8 @@ class BeadTable:
         Of positions and forces.
     seed
         Of the decoys.
-    weights
-        (T,) for each protein: how much a frame counts; None: all alike.
+    temperature
+        K, T₀. Frames of another temperature T count T₀/T as much: so much larger is the variance of their noise.
     """
 
     def __init__(
@@ -113,12 +116,13 @@ class BeadTable:
         loss: BeadLossConfig,
         dtype: torch.dtype,
         seed: int,
-        weights: Sequence[np.ndarray] | None = None,
+        temperature: float = 300.0,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.cutoff, self.dtype = cutoff, dtype
         self._numbers = [torch.as_tensor(p.types + 1) for p in proteins]
         self._positions, self._forces, self._weights, self._real = [], [], [], []
+        self._ratios = []
         protein_of, row_of = [], []
         for k, p in enumerate(proteins):
             n = len(p.positions)
@@ -126,7 +130,11 @@ class BeadTable:
             moved = p.positions[chosen] + rng.normal(0, loss.decoy_noise, p.positions[chosen].shape)
             positions = np.concatenate([p.positions, moved])
             forces = np.concatenate([leftover(prior, p), np.zeros_like(moved)])
-            weight = np.ones(n) if weights is None else np.asarray(weights[k], dtype=float)
+            kelvin = np.where(np.isnan(p.temperatures), temperature, p.temperatures)
+            kelvin = np.where(np.abs(kelvin - temperature) < TOLERANCE, temperature, kelvin)
+            weight = temperature / kelvin
+            ratio = np.concatenate([kelvin, kelvin[chosen]]) / temperature - 1
+            self._ratios.append(torch.as_tensor(ratio).to(dtype))
             if p.errors is not None:
                 weight = weight * mean_force_weights(p.errors, loss)
             self._positions.append(torch.as_tensor(positions).to(dtype))
@@ -182,6 +190,7 @@ class BeadTable:
             columns["forces"].append(self._forces[k][rows].reshape(-1, 3))
             columns["weight"].append(self._weights[k][rows].repeat_interleave(n))
             columns["real"].append(self._real[k][rows].to(self.dtype).repeat_interleave(n))
+            columns["ratio"].append(self._ratios[k][rows])
             first_bead, first_system = first_bead + n_frames * n, first_system + n_frames
         joined = {name: torch.cat(parts, dim=-1 if name == "edges" else 0) for name, parts in columns.items() if parts}
         return BeadBatch(**joined, n_frames=torch.tensor(float(first_system)))
@@ -213,14 +222,12 @@ class BeadTask(Task):
         """Loss and sums of one batch; see `PotentialTask.forward`."""
         batch = BeadBatch(**tensors)
         species = self.potential.species_of_number[batch.numbers]
-        n_systems = int(batch.n_frames)
-        nothing = batch.positions.new_zeros(n_systems)
         with torch.enable_grad():
             vectors = batch.positions[batch.edges[1]] - batch.positions[batch.edges[0]]
             vectors = vectors.detach().requires_grad_()
             _, gradient = self.potential.predict(
-                species, batch.system, batch.edges, vectors, nothing, nothing + 1, derivatives=True,
-                create_graph=self.training,
+                species, batch.system, batch.edges, vectors, batch.ratio, torch.ones_like(batch.ratio),
+                derivatives=True, create_graph=self.training,
             )  # fmt: skip
             if gradient is None:
                 raise RuntimeError("a potential that has no derivatives cannot be trained on forces")
