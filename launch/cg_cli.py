@@ -214,6 +214,41 @@ def train(
 
 
 @cg_app.command()
+def report(
+    model: Annotated[Path, typer.Argument(help="A coarse-grained force field.", show_default=False)],
+    dataset: Annotated[
+        Path, typer.Argument(help="A dataset of beads, or an .npz file: the reference.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html and report.json.")],
+    native: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="[NAME=]PDB", help="The native structure of a protein; repeatable.", show_default=False),
+    ] = None,
+    mean_forces: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="[NAME=]FOLDER", help="Mean forces of `cg mean-force`; repeatable.", show_default=False),
+    ] = None,
+    compare: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME=MODEL", help="Another force field; repeatable.", show_default=False),
+    ] = None,
+    parts: Annotated[bool, typer.Option(help="Judge the prior and the network alone too.")] = True,
+    replicas: Annotated[int, typer.Option(min=2, help="Of each protein and force field.")] = 16,
+    picoseconds: Annotated[float, typer.Option(help="Of each replica.")] = 1000.0,
+    seed: Seed = 0,
+) -> None:
+    """Forces, distributions, folding and stability beside the reference and its noise: a page to look at."""
+    from ..training.proteins.judge import JudgeConfig
+    from .cg_report import report as run
+
+    config = JudgeConfig(replicas=replicas, picoseconds=picoseconds, seed=seed)
+    run(
+        model, dataset, out, config, natives=native or (), means=mean_forces or (), others=compare or (),
+        parts=parts, progress=make_progress(),
+    )  # fmt: skip
+
+
+@cg_app.command()
 def lammps(
     model: Annotated[Path, typer.Argument(help="A coarse-grained force field.", show_default=False)],
     start: Annotated[str, typer.Argument(help="A PDB file, or a sequence (an extended chain).", show_default=False)],

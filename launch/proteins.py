@@ -293,6 +293,8 @@ def make_hybrid(
         return result.path
     table = plain_table({"forces, kcal/mol/Å": "left", "zero": "right", "network": "right", "explained": "right"})
     for name, found in result.metrics.items():
+        if "force_rmse" not in found:
+            continue
         rmse, zero = (f"{found[key] / KCAL_PER_MOL:.3f}" for key in ("force_rmse", "zero_rmse"))
         table.add_row(name.replace("_", " "), zero, rmse, f"{100 * found['explained']:.2f} %")
     progress.say(

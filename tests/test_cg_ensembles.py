@@ -124,7 +124,7 @@ def test_relative_entropy_learns_a_distribution_from_positions_alone(tmp_path) -
 def test_the_stage_is_resumed_bit_by_bit(tmp_path, monkeypatch) -> None:
     frames, prior, settings = data(60), Prior().requires_grad_(False), recipe(steps=12)
     whole = train_beads([frames], prior, tmp_path / "whole", settings)
-    assert set(whole.metrics) == {"validation", "forces_alone"}
+    assert set(whole.metrics) == {"validation", "forces_alone", "trained_on"}
     update = relative_entropy._Run.update
 
     def interrupted(self):

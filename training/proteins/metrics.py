@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
+from ...ase_calcs.dynamics import effective_sample_size
 from ...ase_calcs.proteins.geometry import angles, dihedrals
 from ..dynamics_report.metrics import histogram, jensen_shannon
 
@@ -79,3 +83,86 @@ def rmsd(x: np.ndarray, native: np.ndarray) -> np.ndarray:
     best = s[:, 0] + s[:, 1] + handed * s[:, 2]
     square = (moved**2).sum((1, 2)) + (fixed**2).sum() - 2 * best
     return np.sqrt(np.maximum(square, 0.0) / len(native))
+
+
+# Of four Cα atoms in a row: their dihedral (degrees) and the distance of the outer two (Å), middle and half width. From
+# the criteria of P-SEA (Labesse et al., 10.1093/bioinformatics/13.3.291).
+_SECONDARY = {"helix": ((50.0, 20.0), (5.3, 0.5)), "strand": ((-170.0, 45.0), (9.9, 0.9))}
+
+
+def secondary_structure(x: np.ndarray) -> dict[str, np.ndarray]:
+    """``helix`` and ``strand`` → (B,) how often a residue is part of four in a row that are shaped like one."""
+    n = x.shape[1]
+    found = {name: np.zeros(n) for name in _SECONDARY}
+    if n < 4:
+        return found
+    turn = np.degrees(dihedrals(x))
+    span = np.linalg.norm(x[:, 3:] - x[:, :-3], axis=-1)
+    for name, ((angle, wide), (length, long)) in _SECONDARY.items():
+        off = (turn - angle + 180.0) % 360.0 - 180.0
+        there = (np.abs(off) <= wide) & (np.abs(span - length) <= long)
+        part = np.zeros((len(x), n), dtype=bool)
+        for k in range(4):
+            part[:, k : n - 3 + k] |= there
+        found[name] = part.mean(0)
+    return found
+
+
+def handedness(x: np.ndarray) -> np.ndarray:
+    """(D,) share of each dihedral's values that are positive, which tells a chain from its mirror image."""
+    return (dihedrals(x) > 0).mean(0)
+
+
+@dataclass(frozen=True)
+class Tica:
+    """The slowest linear combinations of distances: time-lagged independent components.
+
+    Attributes
+    ----------
+    mean
+        (P,) Å.
+    components
+        (P, K); projections have unit variance in the data they were fitted to.
+    correlations
+        (K,) after the lag.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    correlations: np.ndarray
+
+    def project(self, x: np.ndarray) -> np.ndarray:
+        """(T, K)."""
+        return (pair_distances(x) - self.mean) @ self.components
+
+
+def fit_tica(runs: Sequence[np.ndarray], lag: int = 10, n: int = 2, ridge: float = 1e-6) -> Tica | None:
+    """From runs (T, B, 3) of the reference, with reversible estimators (Pérez-Hernández et al., 10.1063/1.4811489).
+
+    Returns
+    -------
+    Tica or None
+        None where no run is longer than the lag.
+    """
+    from scipy.linalg import eigh
+
+    series = [pair_distances(run) for run in runs if len(run) > lag]
+    if not series or series[0].shape[1] < n:
+        return None
+    first, later = (np.concatenate([part(s) for s in series]) for part in (lambda s: s[:-lag], lambda s: s[lag:]))
+    mean = 0.5 * (first.mean(0) + later.mean(0))
+    a, b = first - mean, later - mean
+    now = (a.T @ a + b.T @ b) / (2 * len(a))
+    then = (a.T @ b + b.T @ a) / (2 * len(a))
+    now += ridge * np.trace(now) / len(now) * np.eye(len(now))
+    values, vectors = eigh(then, now)
+    order = np.argsort(values)[::-1][:n]
+    return Tica(mean, vectors[:, order], values[order])
+
+
+def correlation_time(values: np.ndarray, interval: float) -> float:
+    """Integrated autocorrelation time of a series (T,), in the unit of `interval`; NaN for a constant."""
+    values = values[np.isfinite(values)]
+    if len(values) < 4 or values.std() == 0:
+        return float("nan")
+    return interval * len(values) / (2 * effective_sample_size(values))

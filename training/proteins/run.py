@@ -45,7 +45,8 @@ class BeadResult:
     path
         The model file.
     metrics
-        Figures of `BeadTask.figures` for ``validation`` and, where proteins were held out, ``held_out``.
+        Figures of `BeadTask.figures` for ``validation`` and, where proteins were held out, ``held_out``;
+        ``forces_alone``, of validation before the relative entropy was minimised; ``trained_on``, frames by protein.
     """
 
     path: Path
@@ -189,6 +190,7 @@ def _train(
         sums, _ = evaluate_table(engine, table(parts[2], 0.0), recipe.stages[-1])
         metrics["held_out"] = task.figures(sums)
     model = assemble(prior, potential, elements, recipe.temperature)
+    metrics["trained_on"] = {p.name: float(len(p.positions)) for p in parts[0]}
     model.header = ModelHeader(teacher="all-atom dynamics", dataset_hash=dataset_hash, metrics=metrics)
     if world.is_first:
         save_model(run_dir / MODEL, model)
