@@ -44,9 +44,9 @@ def report(
                 f"The native structure of {p.name} has {len(native[p.name])} residues, its frames "
                 f"{p.positions.shape[1]}."
             )
-    known = {name: _mean_forces(file) for name, file in _by_protein(means, here, "--mean-forces").items()}
+    averaged = {name: _mean_forces(file) for name, file in _by_protein(means, here, "--mean-forces").items()}
     compared = {name: load_coarse_grained(file) for name, file in _named(others).items()}
-    references = [Reference(p, native.get(p.name), known.get(p.name)) for p in here]
+    references = [Reference(p, native.get(p.name), averaged.get(p.name)) for p in here]
     candidates = (
         candidates_of(model, compared)
         if parts

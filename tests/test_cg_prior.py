@@ -64,6 +64,28 @@ def test_forces_are_the_gradient(repulsion: str) -> None:
     torch.testing.assert_close(output.forces, -gradient, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("splines", [16, 64])
+def test_forces_of_splines_are_the_gradient_and_continuous(splines: int) -> None:
+    rng = np.random.default_rng(3)
+    x = np.cumsum(rng.normal(0, 2.2, (400, 7, 3)), axis=1)
+    frames = BeadFrames("walk", "GAPKLEA", x, np.zeros_like(x), np.full(400, 300.0), np.full(400, "one"))
+    made = Prior(splines=splines)
+    invert(made, [frames], KB * 300)
+    made.requires_grad_(False)
+    topology = PriorTopology.of(Chains.from_sequence("GAPKLEA"))
+    y = torch.tensor(x[:20]).requires_grad_()
+    output = made(y, topology, ("angles", "dihedrals"))
+    (gradient,) = torch.autograd.grad(output.energy.sum(), y)
+    torch.testing.assert_close(output.forces, -gradient, rtol=0, atol=1e-11)
+    assert float(output.forces.detach().abs().max()) > 1e-3
+    # Forces change no faster than the curvature allows, across the borders of intervals and through ±180°.
+    turn = np.linspace(-200, 200, 4001)
+    chain = np.stack([extended_chain("GAPK", angle=100.0, dihedral=t) for t in turn])
+    short = PriorTopology.of(Chains.from_sequence("GAPK"))
+    forces = made(torch.tensor(chain), short, ("dihedrals",)).forces
+    assert float(forces.diff(dim=0).norm(dim=-1).max()) < 0.1 * float(forces.norm(dim=-1).max())
+
+
 def test_forces_of_every_term_vanish_together_and_have_no_torque() -> None:
     x = configurations()
     forces = prior()(x, PriorTopology.of(Chains.from_sequence(SEQUENCE))).forces
@@ -328,6 +350,17 @@ def sampled() -> tuple[CoarseGrainedModel, BeadFrames]:
         forces = made.prior(torch.tensor(x), PriorTopology.of(chains)).forces.numpy()
     noisy = forces + np.random.default_rng(1).normal(0, 0.1, forces.shape)
     return made, BeadFrames("test", "GYDPETGTWG", x, noisy, np.full(len(x), 300.0), np.full(len(x), "a"))
+
+
+def test_terms_can_be_left_out(sampled) -> None:
+    frames = sampled[1].select(np.arange(200))
+    fit = fit_prior([frames], 300.0, PriorConfig(excluded=0.0, distant=2.5, steps=2))
+    output = fit.prior(torch.tensor(frames.positions[:5]), PriorTopology.of(Chains.from_sequence(frames.sequence)))
+    assert float(output.energies["excluded"].abs().max()) == 0.0
+    assert bool(torch.isfinite(output.forces).all())
+    assert float(fit.prior.epsilon[1]) == pytest.approx(2.5 * KCAL_PER_MOL)
+    with pytest.raises(InputError, match="12 intervals"):
+        PriorConfig(splines=3)
 
 
 def test_boltzmann_inversion_finds_bonds_again(sampled) -> None:

@@ -27,6 +27,7 @@ from .residues import CODES, MASSES
 from .simulate import recommended_timestep
 
 HERE = ("angles", "excluded", "repulsion")
+SPLINES_HERE = ("angles", "dihedrals", "excluded", "repulsion")  # its dihedral styles know series alone
 _MARGIN = 50.0  # Å around the beads; the box follows them
 
 _DRIVER = '''"""Beads in LAMMPS: python {name} [steps]"""
@@ -115,7 +116,7 @@ def write_lammps(
         lines.append(f"fix heat all langevin {kelvin:g} {kelvin:g} {1 / (1000 * friction):g} {seed}")
     (folder / "in.beads").write_text("\n".join([*lines, ""]))
     save_model(folder / "model.safetensors", model)
-    (folder / "beads.json").write_text(json.dumps({"sequence": chains.sequence}))
+    (folder / "beads.json").write_text(json.dumps({"sequence": chains.sequence, "temperature_K": kelvin}))
     (folder / "run.py").write_text(_DRIVER.format(name="run.py"))
     return folder
 
@@ -127,7 +128,8 @@ def open_lammps(folder: str | Path, cmdargs: Sequence[str] = ("-log", "none")) -
     """
     folder = Path(folder)
     try:
-        sequence = json.loads((folder / "beads.json").read_text())["sequence"]
+        beads = json.loads((folder / "beads.json").read_text())
+        sequence, kelvin = beads["sequence"], beads["temperature_K"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(
             f"{folder} holds no beads for LAMMPS ({error}). `distillase cg lammps` writes them."
@@ -142,7 +144,7 @@ def open_lammps(folder: str | Path, cmdargs: Sequence[str] = ("-log", "none")) -
 
     def rest(_: Any, step: int, n: int, tags: np.ndarray, x: np.ndarray, f: np.ndarray) -> None:
         order = np.argsort(tags[:n])  # LAMMPS may hold its atoms in any order
-        energy, forces = rest_of_forces(model, x[:n][order], topology)
+        energy, forces = rest_of_forces(model, x[:n][order], topology, kelvin)
         f[order] = forces
         lammps.fix_external_set_energy_global("rest", energy)
 
@@ -151,15 +153,15 @@ def open_lammps(folder: str | Path, cmdargs: Sequence[str] = ("-log", "none")) -
 
 
 def rest_of_forces(
-    model: CoarseGrainedModel, positions: np.ndarray, topology: BeadTopology
+    model: CoarseGrainedModel, positions: np.ndarray, topology: BeadTopology, temperature: float | None = None
 ) -> tuple[float, np.ndarray]:
-    """Energy, eV, and forces (N, 3), eV/Å, of everything that LAMMPS does not compute itself."""
+    """Energy, eV, and forces (N, 3), eV/Å, of everything that LAMMPS does not compute itself, at a temperature (K)."""
     x = torch.as_tensor(np.array(positions, dtype=float))[None]
     with torch.no_grad():
-        known = model.prior(x, topology.prior, HERE)
+        known = model.prior(x, topology.prior, SPLINES_HERE if model.prior.splines else HERE)
         energy, forces = known.energy[0], known.forces[0]
         if model.network is not None:
-            learned = model(x, topology, "network")
+            learned = model(x, topology, "network", temperature)
             energy, forces = energy + learned.energy[0], forces + learned.forces[0]
     return float(energy), forces.numpy()
 
@@ -179,7 +181,7 @@ def _kinds(model: CoarseGrainedModel, chains: Chains) -> tuple[np.ndarray, np.nd
     types = torch.as_tensor(chains.types)
     i, j = torch.as_tensor(chains.bonds).T
     bonds = model.prior.bond_kinds(types[i], types[j]).numpy()
-    if not len(chains.dihedrals):
+    if not len(chains.dihedrals) or model.prior.splines:
         return bonds, np.zeros(0, dtype=int)
     _, j, k, _ = torch.as_tensor(chains.dihedrals).T
     return bonds, model.prior.dihedral_kinds(types[j], types[k]).numpy()
@@ -209,6 +211,8 @@ def _dihedral_lines(model: CoarseGrainedModel, kinds: np.ndarray) -> list[str]:
 def constant_of_lammps(model: CoarseGrainedModel, chains: Chains) -> float:
     """eV, by which LAMMPS's energy lies above the model's: its dihedrals are K [1 + cos(nφ − δ)]."""
     _, kinds = _kinds(model, chains)
+    if not len(kinds):
+        return 0.0
     b, d = np.split(model.prior.dihedral.detach().numpy(), 2, axis=1)
     return float(np.hypot(b, d).sum(1)[kinds].sum())
 

@@ -5,6 +5,7 @@ Energies are raw sums; nothing weighs one term against another. With c = cos θ,
     bonds       ½ k (r − r₀)²                                  by the two residues
     angles      Σ_n a_n cos nθ = Σ_n a_n T_n(c)                by the residue in the middle
     dihedrals   Σ_n b_n cos nφ + d_n sin nφ                    by the two in the middle; signed, so handed
+    (each of both may have a spline beside its series)
     excluded    ε (σ/r)⁶, two to five residues apart           σ the mean of the two residues' own
     repulsion   ε (σ/r)⁴, or 4ε[(σ/r)¹² − (σ/r)⁶], all others  switched off smoothly before the cutoff
 
@@ -114,6 +115,8 @@ class BoundPrior:
         (A, n) of powers of the cosine from the first on, and of their derivative from the zeroth on.
     dihedral, dihedral_slope
         (D, 2n) of cosines, then sines, of multiples; and of the derivative.
+    angle_spline, dihedral_spline
+        (A or D, intervals, 4), or None.
     """
 
     topology: PriorTopology
@@ -126,6 +129,8 @@ class BoundPrior:
     angle_slope: Tensor
     dihedral: Tensor
     dihedral_slope: Tensor
+    angle_spline: Tensor | None = None
+    dihedral_spline: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,8 @@ class Prior(nn.Module):
         Å, of that repulsion; it is switched off over the last 3 Å.
     n_angle, n_dihedral
         Highest multiples of the angle and the dihedral.
+    splines
+        Intervals of splines for angles (over the cosine) and dihedrals, which the series are added to; 0: none.
     classes
         Which residues have parameters of their own: ``{"bonds": ["GY", …], "angles": ["G", …], "dihedrals": [...]}``;
         what is not named shares parameters. See `PriorClasses`.
@@ -177,8 +184,13 @@ class Prior(nn.Module):
     excess
         (20,) Å, σ of each residue above `LEAST_SIGMA`, through softplus.
     log_epsilon
-        (2,) log of ε of excluded volume and of repulsion, eV.
+        (2,) log of ε of excluded volume and of repulsion, eV; −∞ leaves a term out.
+    angle_spline, dihedral_spline
+        (C, splines, 4) eV: coefficients of t³, t², t and 1 in each interval, t from 0 to 1; present with splines only.
     """
+
+    angle_spline: Tensor
+    dihedral_spline: Tensor
 
     def __init__(
         self,
@@ -187,6 +199,7 @@ class Prior(nn.Module):
         cutoff: float = 15.0,
         n_angle: int = _N_ANGLE,
         n_dihedral: int = _N_DIHEDRAL,
+        splines: int = 0,
         classes: dict[str, list[str]] | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
@@ -201,6 +214,10 @@ class Prior(nn.Module):
         for term, table in zip(self.classes, tables, strict=True):
             self.register_buffer(f"{term}_class", table(self.classes[term]), persistent=False)
         n_bonds, n_angles, n_dihedrals = (len(names) + 1 for names in self.classes.values())
+        self.splines = int(splines)
+        if self.splines:
+            self.register_buffer("angle_spline", torch.zeros(n_angles, self.splines, 4, dtype=dtype))
+            self.register_buffer("dihedral_spline", torch.zeros(n_dihedrals, self.splines, 4, dtype=dtype))
         self.log_stiffness = nn.Parameter(torch.full((n_bonds,), float(np.log(BOND_STIFFNESS)), dtype=dtype))
         self.length = nn.Parameter(torch.full((n_bonds,), BOND_LENGTH, dtype=dtype))
         self.angle = nn.Parameter(torch.zeros(n_angles, self.n_angle, dtype=dtype))
@@ -215,7 +232,7 @@ class Prior(nn.Module):
         """Keyword arguments (JSON types) that build this prior again."""
         return {
             "repulsion": self.repulsion, "cutoff": self.cutoff, "n_angle": self.n_angle,
-            "n_dihedral": self.n_dihedral, "classes": self.classes,
+            "n_dihedral": self.n_dihedral, "splines": self.splines, "classes": self.classes,
         }  # fmt: skip
 
     @property
@@ -253,16 +270,20 @@ class Prior(nn.Module):
             4 * epsilon[1] * far**12, 4 * epsilon[1] * far**6
         ]  # fmt: skip
         powers = chebyshev_powers(self.n_angle, self.angle)
-        angle = (self.angle @ powers)[self.angles_class[topology.types[topology.middle]]]  # type: ignore[index]
+        bent = self.angles_class[topology.types[topology.middle]]  # type: ignore[index]
+        angle = (self.angle @ powers)[bent]
         constant, angle = angle[:, 0].sum(), angle[:, 1:]
         first, second = topology.types[topology.axis]
-        dihedral = self.dihedral[self.dihedral_kinds(first, second)]
+        turned = self.dihedral_kinds(first, second)
+        dihedral = self.dihedral[turned]
         n = torch.arange(1, self.n_dihedral + 1, dtype=angle.dtype, device=angle.device)
         b, d = dihedral.chunk(2, dim=-1)
         return BoundPrior(
             topology, self.stiffness[kind], self.length[kind], epsilon[0] * near**6, torch.stack(distant),
             constant, angle, angle * torch.arange(1, self.n_angle + 1, dtype=angle.dtype, device=angle.device),
             dihedral, torch.cat([n * d, -n * b], dim=-1),
+            self.angle_spline[bent] if self.splines else None,
+            self.dihedral_spline[turned] if self.splines else None,
         )  # fmt: skip
 
     def forward(
@@ -340,6 +361,10 @@ def _angles(unit: Tensor, inverse: Tensor, bound: BoundPrior) -> tuple[Tensor, l
     powers = cosine.expand(-1, -1, bound.angle.shape[1]).cumprod(-1)  # c, c², …
     energy = bound.constant + (powers * bound.angle).sum((1, 2))
     slope = bound.angle_slope[:, :1] + (powers[..., :-1] * bound.angle_slope[:, 1:]).sum(-1, keepdim=True)
+    if bound.angle_spline is not None:
+        # Rounding takes a cosine a little beyond ±1, where the outermost intervals go on.
+        extra, steep = _spline(bound.angle_spline, 0.5 * (cosine[..., 0] + 1))
+        energy, slope = energy + extra.sum(-1), slope + 0.5 * steep[..., None]
     slope_a, slope_b = (slope * inverse.index_select(1, k)[..., None] for k in (first, second))
     return energy, [-slope_a * (b + cosine * a), -slope_b * (a + cosine * b)]
 
@@ -352,15 +377,31 @@ def _dihedrals(bonds: Tensor, bound: BoundPrior) -> tuple[Tensor, list[Tensor]]:
     length = square.sqrt()
     sine, cosine = length * (first * right).sum(-1, keepdim=True), (left * right).sum(-1, keepdim=True)
     n = bound.dihedral.shape[1] // 2
-    multiple = torch.atan2(sine, cosine) * torch.arange(1, n + 1, dtype=bonds.dtype, device=bonds.device)
+    phi = torch.atan2(sine, cosine)
+    multiple = phi * torch.arange(1, n + 1, dtype=bonds.dtype, device=bonds.device)
     waves = torch.cat([multiple.cos(), multiple.sin()], dim=-1)  # (R, D, 2n)
     energy = (waves * bound.dihedral).sum((1, 2))
-    slope = (waves * bound.dihedral_slope).sum(-1, keepdim=True) * length
+    slope = (waves * bound.dihedral_slope).sum(-1, keepdim=True)
+    if bound.dihedral_spline is not None:
+        extra, steep = _spline(bound.dihedral_spline, phi[..., 0] / (2 * torch.pi) + 0.5)
+        energy, slope = energy + extra.sum(-1), slope + steep[..., None] / (2 * torch.pi)
+    slope = slope * length
     start = slope / (left * left).sum(-1, keepdim=True) * left
     end = slope / (right * right).sum(-1, keepdim=True) * right
     back = (first * second).sum(-1, keepdim=True) / square
     ahead = (third * second).sum(-1, keepdim=True) / square
     return energy, [start, -back * start - ahead * end, end]
+
+
+def _spline(table: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, M) energies and derivatives with respect to `place` (R, M), from 0 to 1 over all intervals of (M, G, 4)."""
+    n = table.shape[1]
+    scaled = place * n
+    interval = scaled.detach().floor().clamp(0, n - 1)
+    t = scaled - interval
+    rows = torch.arange(table.shape[0], device=table.device).expand_as(t)
+    a, b, c, d = table[rows, interval.long()].unbind(-1)
+    return ((a * t + b) * t + c) * t + d, n * ((3 * a * t + 2 * b) * t + c)
 
 
 def chebyshev_powers(n: int, like: Tensor) -> Tensor:

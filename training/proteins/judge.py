@@ -324,7 +324,8 @@ def _tica_divergence(tica: Tica, x: np.ndarray, reference: np.ndarray) -> float:
     from ..dynamics_report.metrics import jensen_shannon
 
     edges = tica_edges(tica, reference)
-    counts = [np.histogram2d(*np.clip(tica.project(y), -9.9, 9.9).T, bins=edges)[0].ravel() for y in (x, reference)]
+    places = [np.clip(tica.project(y), -9.9, 9.9) for y in (x, reference)]
+    counts = [np.histogramdd(place, edges)[0].ravel() for place in places]
     return jensen_shannon(*counts)
 
 

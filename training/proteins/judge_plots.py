@@ -58,8 +58,8 @@ def divergence(one: Judged, name: str) -> str:
             axis.bar(places, [values[kind] for kind in metrics.KINDS], 0.9 * width, color=colour_of[label], label=label)
         for k, kind in enumerate(metrics.KINDS):
             floor = one.numbers["floor"][kind]
-            label = "the reference's own runs" if k == 0 else None
-            axis.plot([k - 0.45, k + 0.45], [floor, floor], color=TEACHER, linewidth=2.2, label=label)
+            own = "the reference's own runs" if k == 0 else None
+            axis.plot([k - 0.45, k + 0.45], [floor, floor], color=TEACHER, linewidth=2.2, label=own)
         axis.set_xticks(range(len(metrics.KINDS)), metrics.KINDS)
         axis.set(ylabel="divergence, bits")
         axis.set_yscale("log")
@@ -172,7 +172,7 @@ def tica(one: Judged, name: str) -> str:
             axis.set_visible(False)
         for axis, (label, x) in zip(flat, shown.items(), strict=False):
             grid = [np.linspace(*ends, 41) for ends in inner]
-            counts = np.histogram2d(*fitted.project(x).T, bins=grid)[0]
+            counts = np.histogramdd(fitted.project(x), grid)[0]
             with np.errstate(divide="ignore"):
                 surface = -np.log(counts / counts.max())
             surface[~np.isfinite(surface)] = np.nan

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.interpolate import CubicSpline
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from ...ase_calcs.errors import DataError, check_positive
+from ...ase_calcs.errors import DataError, InputError, check_at_least, check_positive
 from ...ase_calcs.evaluation import one_thread
 from ...ase_calcs.progress import Progress, SilentProgress
 from ...ase_calcs.proteins.chains import Chains
@@ -32,10 +34,12 @@ from ...ase_calcs.proteins.prior import (
     dihedral_table,
 )
 from ...ase_calcs.proteins.residues import CODES
-from ...ase_calcs.units import KB
+from ...ase_calcs.units import KB, KCAL_PER_MOL
 from ...datasets.proteins.beads import BeadFrames
 
 _BINS = 72
+_SMOOTH = 1.0  # bins
+_LEAST_INTERVALS = 12
 _PSEUDO = 0.5  # counts in every bin of a dihedral
 
 
@@ -51,6 +55,11 @@ class PriorConfig:
         Å, of that repulsion.
     n_angle, n_dihedral
         Highest multiples of angles and dihedrals.
+    splines
+        Intervals of splines that hold the Boltzmann inversion of angles and dihedrals; the series then only correct it
+        by the forces. 0: the series alone, which are smooth and have few numbers.
+    excluded, distant
+        ε of excluded volume and of the repulsion of distant beads, kcal/mol; None: what `Prior` has; 0: without.
     samples
         A residue (or pair) with fewer values than this shares its parameters with the others.
     steps
@@ -67,6 +76,9 @@ class PriorConfig:
     cutoff: float = 15.0
     n_angle: int = 6
     n_dihedral: int = 4
+    splines: int = 0
+    excluded: float | None = None
+    distant: float | None = None
     samples: int = 1000
     steps: int = 200
     tolerance: float = 1e-6
@@ -76,6 +88,10 @@ class PriorConfig:
     def __post_init__(self) -> None:
         for name in ("cutoff", "n_angle", "n_dihedral", "samples", "steps", "tolerance", "frames"):
             check_positive(name, getattr(self, name))
+        for name in ("splines", "excluded", "distant"):
+            check_at_least(f"prior.{name}", getattr(self, name) or 0, 0)
+        if 0 < self.splines < _LEAST_INTERVALS:
+            raise InputError(f"`prior.splines` is {self.splines}; give 0, or {_LEAST_INTERVALS} intervals or more.")
 
 
 @dataclass(frozen=True)
@@ -130,8 +146,12 @@ def fit_prior(
         raise DataError(f"There are {total} frames at {temperature:g} K; a prior needs a hundred at the very least.")
     prior = Prior(
         repulsion=config.repulsion, cutoff=config.cutoff, n_angle=config.n_angle, n_dihedral=config.n_dihedral,
-        classes=_classes(proteins, config.samples),
+        splines=config.splines, classes=_classes(proteins, config.samples),
     )  # fmt: skip
+    with torch.no_grad():
+        for place, value in enumerate((config.excluded, config.distant)):
+            if value is not None:
+                prior.log_epsilon[place] = float(np.log(value * KCAL_PER_MOL)) if value else -torch.inf
     target = invert(prior, proteins, KB * temperature)
     batches = _batches(proteins, config.frames, np.random.default_rng(seed))
     with one_thread():
@@ -199,6 +219,15 @@ def invert(prior: Prior, proteins: Sequence[BeadFrames], kt: float) -> _Target:
     waves = np.concatenate([np.ones((_BINS, 1)), np.cos(n * middles[:, None]), np.sin(n * middles[:, None])], axis=1)
     turn_counts = np.stack([np.histogram(values, turns)[0] for values in phi] or [np.zeros(_BINS)]) + _PSEUDO
     turn_targets = -np.log(turn_counts / turn_counts.sum(1, keepdims=True))
+    if prior.splines:
+        _fill_splines(prior, kt, len(theta), len(phi), centres, angle_targets, middles, turn_targets)
+        zeros = torch.zeros_like
+        return _Target(
+            cosines,
+            zeros(torch.as_tensor(angle_targets)),
+            torch.as_tensor(middles),
+            zeros(torch.as_tensor(turn_targets)),
+        )
     with torch.no_grad():
         for kind in range(len(theta)):
             weights = np.sqrt(shares[kind] / shares[kind].max() + 0.02)[:, None]
@@ -209,6 +238,38 @@ def invert(prior: Prior, proteins: Sequence[BeadFrames], kt: float) -> _Target:
             found = np.linalg.lstsq(waves * weights, turn_targets[kind] * weights[:, 0], rcond=None)[0]
             prior.dihedral[kind] = torch.as_tensor(kt * found[1:])
     return _Target(cosines, torch.as_tensor(angle_targets), torch.as_tensor(middles), torch.as_tensor(turn_targets))
+
+
+def _fill_splines(
+    prior: Prior,
+    kt: float,
+    n_angles: int,
+    n_dihedrals: int,
+    centres: np.ndarray,
+    angle: np.ndarray,
+    middles: np.ndarray,
+    dihedral: np.ndarray,
+) -> None:
+    """Cubic splines through energies (C, bins) in kT, smoothed over neighbouring bins against their counting noise."""
+    grid = np.linspace(-1, 1, prior.splines + 1)
+    turns = np.linspace(-np.pi, np.pi, prior.splines + 1)
+    with torch.no_grad():
+        for kind in range(n_angles):
+            smooth = gaussian_filter1d(angle[kind], _SMOOTH, mode="nearest")
+            values = np.interp(np.arccos(grid), centres, smooth)
+            prior.angle_spline[kind] = torch.as_tensor(kt * _coefficients(CubicSpline(grid, values)))
+        for kind in range(n_dihedrals):
+            smooth = gaussian_filter1d(dihedral[kind], _SMOOTH, mode="wrap")
+            values = np.interp(turns, middles, smooth, period=2 * np.pi)
+            values[-1] = values[0]
+            spline = CubicSpline(turns, values, bc_type="periodic")
+            prior.dihedral_spline[kind] = torch.as_tensor(kt * _coefficients(spline))
+
+
+def _coefficients(spline: CubicSpline) -> np.ndarray:
+    """(G, 4) of t from 0 to 1 in each interval."""
+    width = np.diff(spline.x)
+    return (spline.c * width ** np.array([3, 2, 1, 0])[:, None]).T
 
 
 def _inverted_angle(values: np.ndarray, edges: np.ndarray, centres: np.ndarray) -> np.ndarray:
