@@ -37,11 +37,12 @@ from ...datasets.proteins.beads import BeadFrames
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..optimizers import ExponentialAverage
 from .config import BeadRecipe, RelativeEntropyConfig
-from .metrics import divergence
+from .metrics import divergence, pair_distances
 from .task import BeadTable, BeadTask
 
 HISTORY = "history.json"
 _LOOK_EVERY = 50  # updates of a protein, between lines of the history
+_NEARER = 0.7  # than any two beads in the frames
 _MOST_RESTARTS = 0.05  # of all replicas at an update, on average since the last line
 
 
@@ -141,7 +142,10 @@ class _Run:
         for number, protein in enumerate(proteins):
             chains = Chains.from_sequence(protein.sequence)
             start = protein.positions[self.rng.choice(len(protein.positions), self.config.replicas)]
-            config = SimulationConfig(temperature_K=recipe.temperature)
+            # What no frame comes near is wrong; frames of other beads than Cα may be closer than those ever are.
+            closest = float(pair_distances(protein.positions).min()) if len(chains) > 1 else np.inf
+            ordinary = SimulationConfig().least_distance
+            config = SimulationConfig(temperature_K=recipe.temperature, least_distance=min(ordinary, _NEARER * closest))
             dynamics = ReplicaLangevin(model, chains, start, config, seed=recipe.seed + number)
             self.ensembles.append(_Ensemble(protein, dynamics.topology, dynamics, []))
         self.optimizer = torch.optim.Adam(potential.parameters(), lr=self.config.lr, betas=(0.5, 0.99))
