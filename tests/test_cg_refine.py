@@ -19,7 +19,9 @@ from distillase.ase_calcs.proteins.simulate import ReplicaLangevin, SimulationCo
 from distillase.datasets.proteins.beads import BeadFrames, read_beads, save_npz
 from distillase.datasets.proteins.mean_force import load_mean_forces, squared_differences
 from distillase.launch.cli import main
-from distillase.training.proteins.refine import RefineConfig, Visited, choose_different
+from distillase.launch.progress import make_progress
+from distillase.training.proteins.config import BeadRecipe
+from distillase.training.proteins.refine import RefineConfig, Visited, _Run, choose_different
 from distillase.training.proteins.run import split_frames
 
 SEQUENCE = "AGAPGYA"
@@ -76,6 +78,28 @@ def test_the_dynamics_of_a_committee_follow_the_mean_force() -> None:
     for k, found in enumerate(CoarseGrainedCalculator(members, warn_above=None).calculate_many(atoms)):
         assert np.allclose(found["forces_std"], deviations[k], rtol=0, atol=1e-6)
         assert np.allclose(found["forces"], forces[k], rtol=0, atol=1e-6)
+
+
+def test_replicas_that_go_wrong_are_named_and_used_up_to_there(tmp_path, capsys) -> None:
+    members, bad = [hybrid(seed) for seed in range(2)], 1
+    x = extended_chain(SEQUENCE, angle=100.0, dihedral=50.0) + np.random.default_rng(0).normal(0, 0.05, (5, 7, 3))
+    x[bad, 3] = x[bad, 2] + 0.3
+    frames = BeadFrames("chain", SEQUENCE, x, np.zeros_like(x), np.full(5, 300.0), np.full(5, "run"))
+    config = RefineConfig(picoseconds=0.4, replicas=4, interval=0.02, threshold=1e-6)
+    run = _Run([frames], members[0].prior, {"chain": tmp_path}, tmp_path, BeadRecipe(), config, "", 1, make_progress())
+    (tmp_path / "round-0").mkdir()
+    found = run.explore(0, "chain", Committee(members))
+    assert [text.split(" after ")[0] for text in found.ended] == [f"replica {bad}"]
+    said = capsys.readouterr().out
+    assert "1 of 4 replicas ended early" in said
+    assert found.ended[0] in said
+    n_frames = len(found.positions) / 3  # of each that lived
+    assert n_frames == int(n_frames) > 5
+    written = (tmp_path / "round-0" / "exploration.npz").stat().st_mtime_ns
+    again = run.explore(0, "chain", Committee(members))  # read, not simulated
+    assert (tmp_path / "round-0" / "exploration.npz").stat().st_mtime_ns == written
+    assert np.array_equal(again.positions, found.positions)
+    assert again.ended == found.ended
 
 
 def test_a_committee_is_of_one_kind() -> None:
