@@ -3,7 +3,8 @@
     python benchmarks/cg_speed.py --model runs/chignolin/model.safetensors --pdb 1uao.pdb
 
 Explicit water (TIP3P, PME) and implicit water (OBC2, native), both amber14 in OpenMM with steps of 4 fs; the
-coarse-grained force field with 1 to 128 replicas advanced together, with and without its network; and what its step consists of.
+coarse-grained force field with 1 to 128 replicas advanced together, with and without its network; and what its step
+consists of.
 Rounds go through all of them, and the median of the rounds is given: on a machine with other work the ratios are
 worth more than the times.
 """

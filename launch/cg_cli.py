@@ -24,6 +24,8 @@ cg_app = typer.Typer(
     distillase cg train runs/chignolin/beads.h5 --out runs/chignolin
 
     distillase cg simulate runs/chignolin/model.safetensors 1uao.pdb --out runs/chignolin/simulation
+
+    distillase cg refine runs/chignolin/beads.h5 --reference runs/chignolin/reference --out runs/chignolin/refined
 """,
 )
 
@@ -246,6 +248,76 @@ def report(
         model, dataset, out, config, natives=native or (), means=mean_forces or (), others=compare or (),
         parts=parts, progress=make_progress(),
     )  # fmt: skip
+
+
+@cg_app.command()
+def refine(
+    dataset: Annotated[Path, typer.Argument(help="A dataset of beads, from `cg map`.", show_default=False)],
+    reference: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[NAME=]FOLDER",
+            help="Of `cg reference`, in implicit water: where all-atom frames to label with come from; repeatable.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for everything that is written.", show_default=False)
+    ],
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="`default`, `large`, or a YAML file.")] = "default",
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+    ] = None,
+    mean_forces: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="[NAME=]FOLDER",
+            help="Learn from the mean forces of `cg mean-force` from the beginning; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    members: Annotated[int, typer.Option(help="Networks of the committee, with seeds one after the other.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Of exploring, labelling and training again.")] = 1,
+    budget: Annotated[int, typer.Option(help="Configurations of each protein labelled in a round, at most.")] = 30,
+    picoseconds: Annotated[float, typer.Option(help="Of each replica that explores; the prior must stand it.")] = 100.0,
+    replicas: Annotated[int, typer.Option(help="Of each protein, advanced together.")] = 32,
+    interval: Annotated[float, typer.Option(help="ps between the frames that are looked at.")] = 1.0,
+    threshold: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="eV/Å, of the committee's deviation on a bead, above which a frame is flagged. Default: the 90th "
+            "percentile of what it is on training frames.",
+            show_default=False,
+        ),
+    ] = None,
+    mean_force_picoseconds: Annotated[
+        float, typer.Option(help="Of averaging for each configuration, all its runs together.")
+    ] = 60.0,
+    replicates: Annotated[int, typer.Option(help="Runs of each, heated and cooled first.")] = 4,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes; 0: one per core.")] = 0,
+) -> None:
+    """Label the frames on which a committee disagrees with mean forces at frozen Cα atoms, and train again.
+
+    Interrupt it at any moment; the same command goes on where it stopped. With more `--rounds` it adds to what is
+    there.
+    """
+    from ..datasets.proteins.mean_force import MeanForceConfig
+    from ..training.proteins.refine import RefineConfig
+    from .cg_refine import refine_beads
+    from .config import load_bead_recipe
+
+    chosen = load_bead_recipe(recipe, settings or ())
+    labels = MeanForceConfig(temperature=chosen.temperature, picoseconds=mean_force_picoseconds, replicates=replicates)
+    config = RefineConfig(
+        members=members, rounds=rounds, budget=budget, picoseconds=picoseconds, replicas=replicas, interval=interval,
+        threshold=threshold, labels=labels,
+    )  # fmt: skip
+    progress = make_progress()
+    paths = refine_beads(
+        dataset, out, chosen, config, references=reference, means=mean_forces or (), workers=workers, progress=progress
+    )
+    progress.say(f"\nCoarseGrainedCalculator([{', '.join(repr(str(path)) for path in paths)}])")
 
 
 @cg_app.command()

@@ -207,12 +207,13 @@ def make_prior(
 
     proteins = frames_at(dataset, temperature)
     model = _stable_prior(proteins, config, temperature, picoseconds, seed, progress)
-    model.header = dataclasses.replace(model.header, dataset_hash=_content_hash(dataset))
+    model.header = dataclasses.replace(model.header, dataset_hash=content_hash(dataset))
     folder.mkdir(parents=True, exist_ok=True)
     return save_model(folder / "prior.safetensors", model)
 
 
-def _content_hash(dataset: Path) -> str:
+def content_hash(dataset: Path) -> str:
+    """Of the frames in a dataset."""
     from ..datasets.store import Dataset
 
     with Dataset(dataset) as data:
@@ -259,35 +260,23 @@ def make_hybrid(
     dataset: Path, folder: Path, recipe: BeadRecipe, *, means: Sequence[str], picoseconds: float, progress: Progress
 ) -> Path:
     """`distillase cg train`: a stable prior, a network on top of it, and a look at both together."""
-    from ..ase_calcs.modelfile import load_coarse_grained, save_model
+    from ..ase_calcs.modelfile import load_coarse_grained
     from ..ase_calcs.proteins.simulate import SimulationConfig
     from ..training.proteins.run import split_frames, train_beads
     from ..training.proteins.stability import simulate_proteins
 
     proteins = frames_at(dataset, recipe.temperature)
     training, _, held = split_frames(proteins, recipe.hold_out, recipe.validation)
-    known = [_mean_frames(text, proteins, recipe.temperature) for text in means]
+    known = [mean_frames(text, proteins, recipe.temperature) for text in means]
     for frames in known:
         progress.say(f"{len(frames.positions)} mean forces of {frames.name}")
     folder.mkdir(parents=True, exist_ok=True)
-    path, made_from = folder / "prior.safetensors", folder / "prior.json"
-    key = {
-        "dataset": _content_hash(dataset), "prior": to_plain(recipe.prior), "temperature": recipe.temperature,
-        "hold_out": list(recipe.hold_out), "validation": recipe.validation, "seed": recipe.seed,
-    }  # fmt: skip
-    if path.is_file() and made_from.is_file() and json.loads(made_from.read_text()) == key:
-        progress.say(f"the prior in {path} is of these data and settings already")
-        prior = load_coarse_grained(path)
-    else:
-        prior = _stable_prior(training, recipe.prior, recipe.temperature, picoseconds, recipe.seed, progress)
-        if is_first_process():
-            save_model(path, prior)
-            write_text(made_from, json.dumps(key))
+    prior = prior_for(dataset, folder, recipe, training, picoseconds, progress)
     if is_first_process():
         write_text(folder / "config.yaml", dump_recipe(recipe, f"distillase cg train {dataset}"))
     everything = read_beads(dataset) if recipe.network.energy_entropy else proteins
     result = train_beads(
-        everything, prior.prior, folder, recipe, means=known, dataset_hash=_content_hash(dataset), progress=progress
+        everything, prior.prior, folder, recipe, means=known, dataset_hash=content_hash(dataset), progress=progress
     )
     if not is_first_process():
         return result.path
@@ -316,16 +305,53 @@ def make_hybrid(
     return result.path
 
 
-def _mean_frames(text: str, proteins: Sequence[BeadFrames], temperature: float) -> BeadFrames:
-    """``NAME=FOLDER``: the mean forces in a folder, of the protein of that name, which goes without saying if alone."""
+def prior_for(
+    dataset: Path,
+    folder: Path,
+    recipe: BeadRecipe,
+    training: Sequence[BeadFrames],
+    picoseconds: float,
+    progress: Progress,
+) -> CoarseGrainedModel:
+    """The prior in a folder if it is of these data and settings, else a new one, which stays there."""
+    from ..ase_calcs.modelfile import load_coarse_grained, save_model
+
+    path, made_from = folder / "prior.safetensors", folder / "prior.json"
+    key = {
+        "dataset": content_hash(dataset), "prior": to_plain(recipe.prior), "temperature": recipe.temperature,
+        "hold_out": list(recipe.hold_out), "validation": recipe.validation, "seed": recipe.seed,
+    }  # fmt: skip
+    if path.is_file() and made_from.is_file() and json.loads(made_from.read_text()) == key:
+        progress.say(f"the prior in {path} is of these data and settings already")
+        return load_coarse_grained(path)
+    prior = _stable_prior(training, recipe.prior, recipe.temperature, picoseconds, recipe.seed, progress)
+    if is_first_process():
+        save_model(path, prior)
+        write_text(made_from, json.dumps(key))
+    return prior
+
+
+def named_folder(text: str, names: Iterable[str], option: str) -> tuple[str, Path]:
+    """``NAME=FOLDER``; the name goes without saying if there is but one."""
+    names = list(names)
+    name, _, folder = text.rpartition("=")
+    if not name and len(names) == 1:
+        name = names[0]
+    if name not in names:
+        raise InputError(
+            f"`{option} {text}` names no protein of the dataset. Write NAME=FOLDER, with {', '.join(names)}."
+        )
+    return name, Path(folder)
+
+
+def mean_frames(text: str, proteins: Sequence[BeadFrames], temperature: float) -> BeadFrames:
+    """``NAME=FOLDER``: the mean forces in a folder, of the protein of that name."""
     from ..datasets.proteins.mean_force import as_frames, load_mean_forces
 
-    name, _, folder = text.rpartition("=")
     by_name = {p.name: p for p in proteins}
-    if not name and len(by_name) == 1:
-        name = next(iter(by_name))
-    settings = Path(folder) / "mean_forces.json"
-    if name in by_name and settings.is_file():
+    name, folder = named_folder(text, by_name, "--mean-forces")
+    settings = folder / "mean_forces.json"
+    if settings.is_file():
         found = json.loads(settings.read_text())
         other = by_name[name].sequence
         if found["sequence"] != other or abs(found["temperature"] - temperature) > TOLERANCE:
@@ -333,10 +359,6 @@ def _mean_frames(text: str, proteins: Sequence[BeadFrames], temperature: float) 
                 f"The mean forces in {folder} are of {found['sequence']} at {found['temperature']:g} K, and {name} is "
                 f"{other} at {temperature:g} K."
             )
-    if name not in by_name:
-        raise InputError(
-            f"`--mean-forces {text}` names no protein of the dataset. Write NAME=FOLDER, with {', '.join(by_name)}."
-        )
     return as_frames(load_mean_forces(folder), name, by_name[name].sequence, temperature)
 
 

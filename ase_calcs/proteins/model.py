@@ -190,16 +190,19 @@ class CoarseGrainedModel(nn.Module):
             energies |= known.energies
             forces = forces + known.forces
         if part != "prior" and self.network is not None:
-            ratio = 0.0
-            if temperature is not None and self.knows_temperature:
-                ratio = temperature / self.temperature - 1
-            graph = bead_graph(positions, topology, self.network.cutoff, self.network.dtype, ratio)
-            learned = self.network(graph)
+            learned = self.network(self.graph(positions, topology, temperature))
             energies["network"] = learned.energy
             forces = forces + learned.forces.to(forces.dtype).view_as(forces)
         if not energies:
             raise StructureError("This model has no network; only its prior can be evaluated.")
         return BeadOutput(energies, forces)
+
+    def graph(self, positions: Tensor, topology: BeadTopology, temperature: float | None = None) -> AtomGraph:
+        """What the network takes; see `forward`."""
+        ratio = 0.0
+        if temperature is not None and self.knows_temperature:
+            ratio = temperature / self.temperature - 1
+        return bead_graph(positions, topology, self.cutoff, self.dtype, ratio)
 
 
 def bead_graph(

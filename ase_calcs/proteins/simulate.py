@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,9 +20,32 @@ from ..errors import InputError, check_positive
 from ..evaluation import one_thread
 from ..units import FS, KB
 from .chains import Chains
-from .model import BeadOutput, CoarseGrainedModel, Part
+from .model import BeadOutput, BeadTopology, Part
+from .prior import Prior
 
 _SPARE = 12.0  # steps in a period of the fastest bond
+
+
+class BeadForceField(Protocol):
+    """What dynamics need of a force field: a `CoarseGrainedModel`, or a `Committee` of several."""
+
+    @property
+    def prior(self) -> Prior:
+        """Whose bonds decide the time step."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+
+    def bind(self, chains: Chains) -> BeadTopology:
+        """See `CoarseGrainedModel.bind`."""
+        ...
+
+    def __call__(
+        self, positions: Tensor, topology: BeadTopology, part: Part, temperature: float | None, /
+    ) -> BeadOutput:
+        """See `CoarseGrainedModel.forward`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,7 @@ class SimulationResult:
         return 1.0 - len(self.troubles) / self.positions.shape[1]
 
 
-def recommended_timestep(model: CoarseGrainedModel, chains: Chains) -> float:
+def recommended_timestep(model: BeadForceField, chains: Chains) -> float:
     """A twelfth of the period of the fastest bond, fs, rounded down to a whole one."""
     if not len(chains.bonds):
         return 10.0
@@ -149,7 +173,7 @@ class ReplicaLangevin:
 
     def __init__(
         self,
-        model: CoarseGrainedModel,
+        model: BeadForceField,
         chains: Chains,
         positions: np.ndarray,
         config: SimulationConfig | None = None,

@@ -409,11 +409,12 @@ def force_error(predicted: np.ndarray, wanted: MeanForces) -> tuple[float, float
     """Root mean square error of forces (M, B, 3) against mean forces, less what the means' own errors explain, and its
     standard error over configurations; eV/Å per component.
 
-    The square of an error contains the variance of the mean that it is compared with, on average; it is taken off.
+    The square of an error contains the variance of the mean that it is compared with, on average; it is taken off. Of
+    one configuration there is no standard error: NaN.
     """
     square = ((predicted - wanted.forces) ** 2 - wanted.errors**2).mean((1, 2))
     mean = max(float(square.mean()), 0.0)
-    spread = float(square.std(ddof=1) / np.sqrt(len(square)))
+    spread = float(square.std(ddof=1) / np.sqrt(len(square))) if len(square) > 1 else float("nan")
     root = float(np.sqrt(mean))
     return root, spread / (2 * root) if root else spread
 

@@ -153,7 +153,7 @@ def _train(
     progress: Progress,
     world: World,
 ) -> BeadResult:
-    fingerprint = _fingerprint([*proteins, *means], prior, recipe)
+    fingerprint = fingerprint_of([*proteins, *means], prior, recipe)
     done = _finished(run_dir, fingerprint)
     if done is not None:
         return done
@@ -238,9 +238,14 @@ def without_validated(
     here = [[p for p in part if p.name == means.name] for part in parts[:2]]
     if not here[0]:
         return None
-    trained, validated = (squared_differences(means.positions, part[0].positions).min(1) for part in here)
-    kept = trained <= validated
+    kept = nearer_to(here[0][0].positions, here[1][0].positions, means.positions)
     return means.select(kept) if kept.any() else None
+
+
+def nearer_to(one: np.ndarray, other: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(M,) whether configurations (M, B, 3) lie as near to one set of frames (T, B, 3) as to another, or nearer."""
+    first, second = (squared_differences(positions, frames).min(1) for frames in (one, other))
+    return np.asarray(first <= second)
 
 
 def _finished(run_dir: Path, fingerprint: str) -> BeadResult | None:
@@ -287,8 +292,8 @@ def assemble(
     return model.eval().requires_grad_(False)
 
 
-def _fingerprint(proteins: Sequence[BeadFrames], prior: Prior, recipe: BeadRecipe) -> str:
-    """Of everything that a checkpoint depends on."""
+def fingerprint_of(proteins: Sequence[BeadFrames], prior: Prior, recipe: BeadRecipe) -> str:
+    """Of everything that a checkpoint depends on: frames, mean forces among them, prior and settings."""
     digest = hashlib.blake2b(digest_size=16)
     settings = dataclasses.asdict(recipe)
     settings.pop("engine")
