@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .errors import InputError, require
 from .potential import AtomicTerms, Potential
 
 _BUILDING = threading.Lock()
+_SPAN = 6  # splines that overlap
 
 
 class Allegro(Potential):
@@ -40,7 +41,10 @@ class Allegro(Potential):
     scalar_features, tensor_features
         Channels.
     n_basis
-        Bessel functions.
+        Bessel functions, or splines.
+    embedding
+        Of an edge. ``types``: Bessel functions of its length, multiplied by what belongs to either end. ``pairs``:
+        splines of its length that every pair of types has of its own; for few types, or much data.
     mlp
         Width of every hidden layer.
     mean_neighbors
@@ -64,6 +68,7 @@ class Allegro(Potential):
         scalar_features: int = 32,
         tensor_features: int = 8,
         n_basis: int = 12,
+        embedding: Literal["types", "pairs"] = "types",
         mlp: int = 32,
         mean_neighbors: float = 10.0,
         dtype: torch.dtype = torch.float32,
@@ -74,12 +79,23 @@ class Allegro(Potential):
                 raise InputError(f"`{name}` is {value}; it must be {least} or more.")
         self.l_max, self.parity, self.layers = int(l_max), bool(parity), int(layers)
         self.scalar_features, self.tensor_features = int(scalar_features), int(tensor_features)
+        if embedding not in ("types", "pairs"):
+            raise InputError(f"`embedding` is {embedding!r}; allowed are 'types' and 'pairs'.")
+        self.embedding = embedding
         self.n_basis, self.mlp, self.mean_neighbors = int(n_basis), int(mlp), float(mean_neighbors)
         models = require("allegro.model.allegro_models", extra="allegro", purpose="build Allegro networks")
         embeddings = require("allegro.nn", extra="allegro", purpose="build Allegro networks")
         o3 = require("e3nn.o3", extra="allegro", purpose="build Allegro networks")
         harmonics = o3.Irreps.spherical_harmonics(self.l_max, p=-1)
         allowed = o3.Irreps([(1, (k, p)) for k in range(self.l_max + 1) for p in (1, -1)]) if parity else harmonics
+        embed: dict[str, Any] = {
+            "_target_": f"{embeddings.__name__}.TwoBodyBesselScalarEmbed", "num_bessels": self.n_basis,
+        }  # fmt: skip
+        if embedding == "pairs":
+            embed = {
+                "_target_": f"{embeddings.__name__}.TwoBodySplineScalarEmbed",
+                "num_splines": self.n_basis, "spline_span": min(_SPAN, self.n_basis),
+            }  # fmt: skip
         with _default_dtype(dtype):
             # The function below its decorator, which wants the global state.
             self.network = models.FullAllegroModel.__wrapped__(
@@ -87,9 +103,7 @@ class Allegro(Potential):
                 type_names=[f"t{z}" for z in self.elements],
                 irreps_edge_sh=repr(harmonics),
                 tensor_track_allowed_irreps=allowed,
-                radial_chemical_embed={
-                    "_target_": f"{embeddings.__name__}.TwoBodyBesselScalarEmbed", "num_bessels": self.n_basis,
-                },
+                radial_chemical_embed=embed,
                 radial_chemical_embed_dim=self.scalar_features,
                 scalar_embed_mlp_hidden_layers_width=self.mlp,
                 num_layers=self.layers,
@@ -106,7 +120,7 @@ class Allegro(Potential):
     def hyperparameters(self) -> dict[str, Any]:
         """Keyword arguments that build this network again."""
         names = (
-            "cutoff", "l_max", "parity", "layers", "scalar_features", "tensor_features", "n_basis", "mlp",
+            "cutoff", "l_max", "parity", "layers", "scalar_features", "tensor_features", "n_basis", "embedding", "mlp",
             "mean_neighbors",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}

@@ -18,6 +18,7 @@ from distillase.ase_calcs.proteins.chains import Chains, coarse_grained_atoms, e
 from distillase.ase_calcs.proteins.model import BeadTopology, CoarseGrainedModel, bead_graph
 from distillase.ase_calcs.proteins.prior import Prior, PriorTopology
 from distillase.datasets.proteins.beads import BeadFrames
+from distillase.training.proteins import task as task_module
 from distillase.training.proteins.config import (
     BeadLossConfig,
     BeadNetworkConfig,
@@ -60,7 +61,7 @@ def graph(positions: np.ndarray) -> AtomGraph:
     return bead_graph(torch.tensor(positions), topology, 12.0, torch.float64)
 
 
-@pytest.mark.parametrize("settings", [{}, {"l_max": 2, "layers": 2}, {"parity": False}])
+@pytest.mark.parametrize("settings", [{}, {"l_max": 2, "layers": 2}, {"parity": False}, {"embedding": "pairs"}])
 def test_allegro_has_the_symmetries_of_a_potential(settings) -> None:
     from scipy.spatial.transform import Rotation
 
@@ -99,8 +100,43 @@ def test_building_allegro_changes_nothing_outside() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_energy_is_smooth_at_the_cutoff() -> None:
-    model = network(cutoff=6.0)
+def test_pairs_of_types_have_embeddings_of_their_own() -> None:
+    """With embeddings of either end, what AG and GA, AA and GG are to each other is fixed; with pairs it is not."""
+    count = {kind: sum(p.numel() for p in network(embedding=kind).parameters()) for kind in ("types", "pairs")}
+    assert count["pairs"] - count["types"] > 300 * SMALL["n_basis"]  # 400 pairs, against 20 types
+    with pytest.raises(InputError, match="'types' and 'pairs'"):
+        network(embedding="atoms")
+
+
+def test_smoothness_is_the_curvature_of_the_network(monkeypatch) -> None:
+    """Against second derivatives by automatic differentiation, for displacements small enough."""
+    monkeypatch.setattr(task_module, "_STEP", 1e-4)
+    made, potential = table([frames(n=15)]), network()
+    batch = made.batch(np.arange(15))
+    plain, smooth = (BeadTask(potential, BeadLossConfig(smoothness=weight)).train() for weight in (0.0, 2.0))
+    losses = [float(task(batch.tensors(), task.counts(batch))[0].detach()) for task in (plain, smooth)]
+    shift = task_module.displacements(batch.positions)
+    assert float(shift.std()) == pytest.approx(1e-4, rel=0.1)
+    assert abs(float(shift.mean())) < 3e-5
+    square = 0.0
+    for first in range(0, 150, 10):
+        here = (batch.edges[0] >= first) & (batch.edges[0] < first + 10)
+        edges, numbers = batch.edges[:, here] - first, batch.numbers[first : first + 10]
+
+        def energy(y: torch.Tensor, edges=edges, numbers=numbers) -> torch.Tensor:
+            nothing = torch.zeros(10, dtype=torch.float64)
+            vectors = y[edges[1]] - y[edges[0]]
+            terms = potential.atomic_terms(potential.species(numbers), edges, vectors, nothing, nothing)
+            return terms.energies.sum() * potential.energy_scale
+
+        hessian = torch.autograd.functional.hessian(energy, batch.positions[first : first + 10])
+        square += float((hessian @ shift[first : first + 10].flatten()).square().sum())
+    assert losses[1] - losses[0] == pytest.approx(2.0 * square / (3 * 1e-4**2) / 150, rel=1e-3)
+
+
+@pytest.mark.parametrize("embedding", ["types", "pairs"])
+def test_energy_is_smooth_at_the_cutoff(embedding: str) -> None:
+    model = network(cutoff=6.0, embedding=embedding)
     topology = BeadTopology.of(Chains.from_sequence("AG"))
     energies, forces = [], []
     for r in (5.9999, 6.0001):

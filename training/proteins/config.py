@@ -47,6 +47,9 @@ class BeadLossConfig:
     ----------
     magnitude
         Weight of the mean square of the network's own forces: it then says little where the data say little.
+    smoothness
+        Å², weight of the squared change of the network's forces per squared displacement, (F(x + δ) − F(x))²/δ², with
+        random δ: forces then vary slowly where data are few. It takes as long as a second evaluation.
     decoys
         Configurations, as a share of the frames, moved off the data by `decoy_noise`, at which the network shall say
         nothing: there the prior is alone, which is stable.
@@ -62,6 +65,7 @@ class BeadLossConfig:
     """
 
     magnitude: float = 0.0
+    smoothness: float = 0.0
     decoys: float = 0.1
     decoy_noise: float = 0.5
     decoy_weight: float = 0.3
@@ -69,7 +73,7 @@ class BeadLossConfig:
     most_frames: float = 100.0
 
     def __post_init__(self) -> None:
-        for name in ("magnitude", "decoys", "decoy_weight"):
+        for name in ("magnitude", "smoothness", "decoys", "decoy_weight"):
             check_at_least(f"loss.{name}", getattr(self, name), 0.0)
         for name in ("decoy_noise", "frame_noise", "most_frames"):
             check_positive(f"loss.{name}", getattr(self, name))

@@ -23,6 +23,9 @@ from .config import BeadLossConfig
 SUMS = ("frames", "weight", "loss", "square", "target_square", "product", "network_square", "components")
 INDEX = {name: k for k, name in enumerate(SUMS)}
 _AT_ONCE = 500
+_STEP = 0.1  # Å, root mean square displacement on a coordinate by which smoothness is measured
+_UNIFORM = 12**-0.5  # standard deviation of numbers spread evenly over one
+_GOLDEN = 1e3 * 0.6180339887
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,15 @@ class BeadTable:
         return BeadBatch(**joined, n_frames=torch.tensor(float(first_system)))
 
 
+def displacements(positions: Tensor) -> Tensor:
+    """(N, 3) Å, spread evenly about zero with a standard deviation of `_STEP`.
+
+    They follow from the positions, so that a training that is resumed has the same ones: the digits of golden-ratio
+    multiples of the coordinates.
+    """
+    return (torch.frac((positions * _GOLDEN).abs()) - 0.5) * (_STEP / _UNIFORM)
+
+
 class BeadTask(Task):
     """Weighted force matching."""
 
@@ -223,18 +235,12 @@ class BeadTask(Task):
         batch = BeadBatch(**tensors)
         species = self.potential.species_of_number[batch.numbers]
         with torch.enable_grad():
-            vectors = batch.positions[batch.edges[1]] - batch.positions[batch.edges[0]]
-            vectors = vectors.detach().requires_grad_()
-            _, gradient = self.potential.predict(
-                species, batch.system, batch.edges, vectors, batch.ratio, torch.ones_like(batch.ratio),
-                derivatives=True, create_graph=self.training,
-            )  # fmt: skip
-            if gradient is None:
-                raise RuntimeError("a potential that has no derivatives cannot be trained on forces")
-            forces = edge_forces(gradient, batch.edges, batch.positions)
+            forces = self._forces(batch, species, batch.positions)
             error = (forces - batch.forces).square().sum(-1)
             own = forces.square().sum(-1)
             total = (batch.weight * (error + self.loss.magnitude * own)).sum()
+            if self.training and self.loss.smoothness:
+                total = total + self.loss.smoothness * self._roughness(batch, species, forces)
             total = total / counts[INDEX["weight"]].clamp(min=1e-12).to(total.dtype)
         found = forces.detach()
         values = {
@@ -248,6 +254,23 @@ class BeadTask(Task):
             "components": 3 * batch.real.sum(),
         }
         return total, torch.stack([values[name].detach().double() for name in SUMS])
+
+    def _forces(self, batch: BeadBatch, species: Tensor, positions: Tensor) -> Tensor:
+        """(N, 3) of the network, on the edges of the batch."""
+        vectors = positions[batch.edges[1]] - positions[batch.edges[0]]
+        vectors = vectors.detach().requires_grad_()
+        _, gradient = self.potential.predict(
+            species, batch.system, batch.edges, vectors, batch.ratio, torch.ones_like(batch.ratio),
+            derivatives=True, create_graph=self.training,
+        )  # fmt: skip
+        if gradient is None:
+            raise RuntimeError("a potential that has no derivatives cannot be trained on forces")
+        return edge_forces(gradient, batch.edges, positions)
+
+    def _roughness(self, batch: BeadBatch, species: Tensor, forces: Tensor) -> Tensor:
+        """Σ over beads of weight · |F(x + δ) − F(x)|²/δ², eV²/Å⁴."""
+        moved = self._forces(batch, species, batch.positions + displacements(batch.positions))
+        return (batch.weight * (moved - forces).square().sum(-1)).sum() / (3 * _STEP**2)
 
     def figures(self, sums: Tensor) -> dict[str, float]:
         """Of frames, not of decoys: errors in eV/Å per component beside those of a network of zero."""
