@@ -129,7 +129,7 @@ def test_smoothness_is_the_curvature_of_the_network(monkeypatch) -> None:
             terms = potential.atomic_terms(potential.species(numbers), edges, vectors, nothing, nothing)
             return terms.energies.sum() * potential.energy_scale
 
-        hessian = torch.autograd.functional.hessian(energy, batch.positions[first : first + 10])
+        hessian = torch.autograd.functional.hessian(energy, batch.positions[first : first + 10]).reshape(30, 30)
         square += float((hessian @ shift[first : first + 10].flatten()).square().sum())
     assert losses[1] - losses[0] == pytest.approx(2.0 * square / (3 * 1e-4**2) / 150, rel=1e-3)
 
