@@ -73,5 +73,5 @@ endif
 	@touch .venv/installed
 
 .venv/installed-dev: .venv/installed
-	$(PIP) install --quiet --no-build-isolation --constraint .venv/constraints.txt --editable ".[xtb,train,dask,slurm,deepspeed,dft,openmm,xtb-python,proteins,allegro,lammps,dev]"
+	$(PIP) install --quiet --no-build-isolation --constraint .venv/constraints.txt --editable ".[xtb,train,dask,slurm,deepspeed,dft,openmm,xtb-python,proteins,umbrella,allegro,lammps,dev]"
 	@touch .venv/installed-dev

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from ..ase_calcs.errors import InputError
-from .progress import make_progress
+from .progress import INTERRUPTED, make_progress
 
 cg_app = typer.Typer(
     name="cg",
@@ -354,8 +355,23 @@ def simulate(
     start: Annotated[str, typer.Argument(help="A PDB file, or a sequence (an extended chain).", show_default=False)],
     out: Out,
     picoseconds: Annotated[float, typer.Option(help="Of each replica.")] = 1000.0,
-    replicas: Annotated[int, typer.Option(min=1, help="Advanced together.")] = 8,
-    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    replicas: Annotated[int, typer.Option(min=1, help="Advanced together; with --exchange, at each temperature.")] = 8,
+    temperature: Annotated[float, typer.Option(help="K; with --exchange and --hottest, the coldest.")] = 300.0,
+    exchange: Annotated[
+        bool, typer.Option("--exchange", help="Neighbouring temperatures swap configurations.")
+    ] = False,
+    temperatures: Annotated[
+        str, typer.Option(help="K, of an exchange, with commas between them.", show_default=False)
+    ] = "",
+    hottest: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="K: a ladder from --temperature up to here, so that about three swaps in ten succeed. Default, where "
+            "no --temperatures are named: 1.5 times the coldest.",
+            show_default=False,
+        ),
+    ] = None,
+    swap_every: Annotated[float, typer.Option(help="ps between attempts to swap.")] = 0.5,
     timestep: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="fs. Default: a twelfth of the fastest bond's period.", show_default=False),
@@ -365,11 +381,32 @@ def simulate(
     part: Annotated[str, typer.Option(help="`hybrid`, `prior` or `network`.")] = "hybrid",
     seed: Seed = 0,
 ) -> None:
-    """Langevin dynamics of many replicas at once. A replica that goes wrong ends, and the exit code is 2."""
+    """Langevin dynamics of many replicas at once. A replica that goes wrong ends, and the exit code is 2.
+
+    Frames are written while it runs: interrupted, it leaves those that there are.
+    """
     from ..ase_calcs.proteins.simulate import SimulationConfig
+    from .proteins import ExchangeSettings
     from .proteins import simulate as run
 
+    rungs = _numbers(temperatures, "--temperatures")
+    if (rungs or hottest is not None) and not exchange:
+        raise InputError("`--temperatures` and `--hottest` are of a replica exchange: add `--exchange`.")
+    if rungs and hottest is not None:
+        raise InputError("`--temperatures` names all rungs and `--hottest` has them made: give one of the two.")
+    settings = None
+    if exchange:
+        temperature = rungs[0] if rungs else temperature
+        top = None if rungs else hottest or 1.5 * temperature
+        settings = ExchangeSettings(temperatures=rungs, hottest=top, every=swap_every)
     config = SimulationConfig(
         picoseconds=picoseconds, temperature_K=temperature, timestep=timestep, friction=friction, interval=interval
     )
-    run(model, start, out, config, replicas=replicas, seed=seed, part=part, progress=make_progress())
+    try:
+        run(
+            model, start, out, config, replicas=replicas, seed=seed, part=part,  # type: ignore[arg-type]  # checked there
+            exchange=settings, progress=make_progress(),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. The same command begins anew.\n")
+        raise SystemExit(INTERRUPTED) from None

@@ -13,9 +13,7 @@ import typer.core
 
 from ..ase_calcs.errors import InputError
 from .config import Recipe, dump_recipe, load_recipe
-from .progress import is_first_process, make_progress
-
-INTERRUPTED = 130
+from .progress import INTERRUPTED, is_first_process, make_progress
 
 
 class Commands(typer.core.TyperGroup):

@@ -15,6 +15,8 @@ from rich.progress import Progress as RichBars
 
 from ..ase_calcs.progress import Progress, ProgressTask, SilentProgress
 
+INTERRUPTED = 130  # exit code after Ctrl-C
+
 
 def is_first_process() -> bool:
     """False in all processes that torchrun has started but the first, which alone writes files and talks to people."""

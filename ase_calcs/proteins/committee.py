@@ -62,12 +62,21 @@ class Committee:
         """Where the members live."""
         return self.first.device
 
+    @property
+    def knows_temperature(self) -> bool:
+        """See `CoarseGrainedModel.knows_temperature`."""
+        return self.first.knows_temperature
+
     def bind(self, chains: Chains) -> BeadTopology:
         """See `CoarseGrainedModel.bind`."""
         return self.first.bind(chains)
 
     def __call__(
-        self, positions: Tensor, topology: BeadTopology, part: Part = "hybrid", temperature: float | None = None
+        self,
+        positions: Tensor,
+        topology: BeadTopology,
+        part: Part = "hybrid",
+        temperature: float | Tensor | None = None,
     ) -> BeadOutput:
         """The mean of the members; see `CoarseGrainedModel.forward`."""
         known = self.first(positions, topology, "prior") if part != "network" else None
@@ -80,7 +89,7 @@ class Committee:
         return BeadOutput(energies, forces)
 
     def forces(
-        self, positions: Tensor, topology: BeadTopology, temperature: float | None = None
+        self, positions: Tensor, topology: BeadTopology, temperature: float | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Mean and disagreement, some hundred configurations at a time.
 
@@ -108,7 +117,9 @@ class Committee:
                 deviations.append((each - mean).square().sum(-1).mean(0).sqrt())
         return torch.cat(means), torch.cat(deviations)
 
-    def _networks(self, positions: Tensor, topology: BeadTopology, temperature: float | None) -> list[BeadOutput]:
+    def _networks(
+        self, positions: Tensor, topology: BeadTopology, temperature: float | Tensor | None
+    ) -> list[BeadOutput]:
         graph = self.first.graph(positions, topology, temperature)
         found = []
         for network in self.networks:

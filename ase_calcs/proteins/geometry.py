@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+# Contacts of the native structure, smoothly counted (Best, Hummer and Eaton, 10.1073/pnas.1311599110).
+CONTACT = 8.0  # Å, between Cα atoms that are in contact in the native structure
+CONTACT_APART = 3  # residues, at least, between two in contact
+CONTACT_SHARPNESS = 5.0  # 1/Å
+CONTACT_STRETCH = 1.2  # by how much a contact may stretch
+
 
 def angles(positions: np.ndarray) -> np.ndarray:
     """Angles between successive bonds, radians.

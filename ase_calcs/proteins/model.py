@@ -166,7 +166,11 @@ class CoarseGrainedModel(nn.Module):
             return replace(topology, prior=self.prior.bind(topology.prior))  # type: ignore[arg-type]
 
     def forward(
-        self, positions: Tensor, topology: BeadTopology, part: Part = "hybrid", temperature: float | None = None
+        self,
+        positions: Tensor,
+        topology: BeadTopology,
+        part: Part = "hybrid",
+        temperature: float | Tensor | None = None,
     ) -> BeadOutput:
         """Energies of every component, and forces.
 
@@ -179,7 +183,7 @@ class CoarseGrainedModel(nn.Module):
         part
             Both, or one of the two.
         temperature
-            K; None: its own. A model that does not know others gives the same forces at all of them.
+            K, one or (R,); None: its own. A model that does not know others gives the same forces at all of them.
         """
         if part not in get_args(Part):
             raise InputError(f"part is {part!r}; allowed are {', '.join(map(repr, get_args(Part)))}.")
@@ -197,20 +201,20 @@ class CoarseGrainedModel(nn.Module):
             raise StructureError("This model has no network; only its prior can be evaluated.")
         return BeadOutput(energies, forces)
 
-    def graph(self, positions: Tensor, topology: BeadTopology, temperature: float | None = None) -> AtomGraph:
+    def graph(self, positions: Tensor, topology: BeadTopology, temperature: float | Tensor | None = None) -> AtomGraph:
         """What the network takes; see `forward`."""
-        ratio = 0.0
+        ratio: float | Tensor = 0.0
         if temperature is not None and self.knows_temperature:
             ratio = temperature / self.temperature - 1
         return bead_graph(positions, topology, self.cutoff, self.dtype, ratio)
 
 
 def bead_graph(
-    positions: Tensor, topology: BeadTopology, cutoff: float, dtype: torch.dtype, ratio: float = 0.0
+    positions: Tensor, topology: BeadTopology, cutoff: float, dtype: torch.dtype, ratio: float | Tensor = 0.0
 ) -> AtomGraph:
     """R configurations (R, N, 3) as a batch of R structures, by looking at every pair of beads.
 
-    `ratio`, T/T₀ − 1, stands in the place of the charge, as `EnergyEntropy` takes it.
+    `ratio`, T/T₀ − 1, one or (R,), stands in the place of the charge, as `EnergyEntropy` takes it.
     """
     n_configurations, n = positions.shape[:2]
     device = positions.device
@@ -228,6 +232,6 @@ def bead_graph(
         system=torch.arange(n_configurations, device=device).repeat_interleave(n),
         edges=edges,
         edge_shifts=torch.zeros(edges.shape[1], 3, dtype=dtype, device=device),
-        charge=torch.full((n_configurations,), ratio, dtype=dtype, device=device),
+        charge=torch.as_tensor(ratio, dtype=dtype, device=device).expand(n_configurations),
         multiplicity=torch.ones(n_configurations, dtype=dtype, device=device),
     )

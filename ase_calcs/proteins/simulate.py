@@ -22,6 +22,7 @@ from ..units import FS, KB
 from .chains import Chains
 from .model import BeadOutput, BeadTopology, Part
 from .prior import Prior
+from .recording import FrameRecorder
 
 _SPARE = 12.0  # steps in a period of the fastest bond
 
@@ -37,12 +38,16 @@ class BeadForceField(Protocol):
     def device(self) -> torch.device:
         """Where it lives."""
 
+    @property
+    def knows_temperature(self) -> bool:
+        """Whether its forces depend on the temperature they are asked at."""
+
     def bind(self, chains: Chains) -> BeadTopology:
         """See `CoarseGrainedModel.bind`."""
         ...
 
     def __call__(
-        self, positions: Tensor, topology: BeadTopology, part: Part, temperature: float | None, /
+        self, positions: Tensor, topology: BeadTopology, part: Part, temperature: float | Tensor | None, /
     ) -> BeadOutput:
         """See `CoarseGrainedModel.forward`."""
         ...
@@ -120,6 +125,9 @@ class SimulationResult:
         Of replicas that ended early.
     seconds
         Of computing.
+    observables
+        Name → (T, R), what else is kept of every frame: the walkers of an exchange, the variable of an umbrella. Fewer
+        frames if all replicas ended early.
     """
 
     positions: np.ndarray
@@ -131,6 +139,7 @@ class SimulationResult:
     steps: np.ndarray
     troubles: list[Trouble] = field(default_factory=list)
     seconds: float = 0.0
+    observables: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def survivors(self) -> float:
@@ -169,6 +178,9 @@ class ReplicaLangevin:
         Of velocities and noise.
     part
         Of the model.
+    temperatures_K
+        (R,) K, of the thermostat of each replica; None: that of `config` for all. A model that knows temperatures
+        gives each replica the forces of its own.
     """
 
     def __init__(
@@ -180,6 +192,7 @@ class ReplicaLangevin:
         *,
         seed: int = 0,
         part: Part = "hybrid",
+        temperatures_K: np.ndarray | None = None,
     ) -> None:
         self.config = config or SimulationConfig()
         self.model, self.chains, self.part = model, chains, part
@@ -191,16 +204,42 @@ class ReplicaLangevin:
             raise InputError(f"`positions` has shape {tuple(self.x.shape)}; needed is (replicas, {len(chains)}, 3).")
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.masses = torch.as_tensor(chains.masses, device=device)[:, None]
-        self.kt = KB * self.config.temperature_K
+        self.kelvin: float | Tensor = self.config.temperature_K
+        self.kt: float | Tensor = KB * self.config.temperature_K  # eV, or (R, 1, 1)
+        if temperatures_K is not None:
+            self.kelvin = torch.as_tensor(self._checked(temperatures_K), device=device)
+            self.kt = KB * self.kelvin[:, None, None]
         self.v = self._noise() * (self.kt / self.masses).sqrt()
         self.middle = self.v  # of the last half step
         self.alive = torch.ones(len(self.x), dtype=torch.bool, device=device)
         self.output = self.evaluate(self.x)
 
+    def _checked(self, temperatures: np.ndarray) -> np.ndarray:
+        kelvin = np.array(temperatures, dtype=float)
+        if kelvin.shape != (len(self.x),) or not (np.isfinite(kelvin).all() and (kelvin > 0).all()):
+            raise InputError(
+                f"`temperatures_K` is {np.array2string(kelvin, threshold=8)}; needed is one number above 0 for each of "
+                f"the {len(self.x)} replicas."
+            )
+        return kelvin
+
     def evaluate(self, positions: Tensor) -> BeadOutput:
         """The force field, without gradients of its own."""
         with torch.no_grad():
-            return self.model(positions, self.topology, self.part, self.config.temperature_K)
+            return self.model(positions, self.topology, self.part, self.kelvin)
+
+    @property
+    def frame_interval(self) -> float:
+        """ps between frames that are kept: a whole number of steps."""
+        return self._per_frame * self.timestep / 1000
+
+    @property
+    def _per_frame(self) -> int:
+        return max(1, round(self.config.interval * 1000 / self.timestep))
+
+    def observables(self) -> dict[str, np.ndarray]:
+        """Name → (R,), what is kept of every frame beside positions and energies."""
+        return {}
 
     def _noise(self) -> Tensor:
         return torch.randn(self.x.shape, generator=self.generator, dtype=torch.float64, device=self.x.device)
@@ -236,18 +275,32 @@ class ReplicaLangevin:
             return torch.full_like(self.x[:, 0, 0], torch.inf)
         return (self.x[:, i] - self.x[:, j]).norm(dim=-1).amin(-1)
 
-    def run(self, advance: Callable[[float], None] | None = None, *, check_every: int = 10) -> SimulationResult:
+    def run(
+        self,
+        advance: Callable[[float], None] | None = None,
+        *,
+        check_every: int = 10,
+        recorder: FrameRecorder | None = None,
+    ) -> SimulationResult:
         """The whole simulation; `advance` is told picoseconds of all replicas together.
 
-        Every `check_every` steps distances and forces are looked at. torch has one thread meanwhile: what a few beads
-        have to do is too short to share, and waiting for a second thread on a busy machine takes many times as long.
+        Every `check_every` steps distances and forces are looked at. A `recorder` has the frames written while the
+        simulation goes on; what ends it, Ctrl-C or an error, leaves them complete. torch has one thread meanwhile: what
+        a few beads have to do is too short to share, and waiting for a second thread on a busy machine takes many times
+        as long.
         """
-        with one_thread():
-            return self._run(advance, check_every)
+        try:
+            with one_thread():
+                return self._run(advance, check_every, recorder)
+        finally:
+            if recorder is not None:
+                recorder.flush()
 
-    def _run(self, advance: Callable[[float], None] | None, check_every: int) -> SimulationResult:
+    def _run(
+        self, advance: Callable[[float], None] | None, check_every: int, recorder: FrameRecorder | None
+    ) -> SimulationResult:
         begun, config = time.monotonic(), self.config
-        per_frame = max(1, round(config.interval * 1000 / self.timestep))
+        per_frame = self._per_frame
         n_frames = max(1, int(config.picoseconds * 1000 / self.timestep) // per_frame)
         kept = np.full((n_frames, *self.x.shape), np.nan)
         energies = np.full((n_frames, len(self.x)), np.nan)
@@ -255,6 +308,7 @@ class ReplicaLangevin:
         heat = torch.zeros(len(self.x), dtype=torch.float64, device=self.x.device)
         shortest = self.shortest()
         troubles: list[Trouble] = []
+        others: dict[str, list[np.ndarray]] = {}
         for number in range(1, n_frames * per_frame + 1):
             if not bool(self.alive.any()):
                 break
@@ -270,12 +324,17 @@ class ReplicaLangevin:
                 living = self.alive.cpu().numpy()
                 kept[frame, living] = self.x[self.alive].cpu().numpy()
                 energies[frame, living] = self.output.energy[self.alive].cpu().numpy()
+                seen = self.observables()
+                for name, values in seen.items():
+                    others.setdefault(name, []).append(values)
+                if recorder is not None:
+                    recorder.add(positions=kept[frame].astype(np.float32), energies=energies[frame], **seen)
                 if advance is not None:
                     advance(per_frame * self.timestep / 1000 * len(self.x))
         return SimulationResult(
             kept, energies, (heat.cpu().numpy() / np.maximum(lived, 1)), shortest.cpu().numpy(), self.timestep,
-            per_frame * self.timestep / 1000, lived,
-            troubles, time.monotonic() - begun,
+            self.frame_interval, lived,
+            troubles, time.monotonic() - begun, {name: np.stack(values) for name, values in others.items()},
         )  # fmt: skip
 
     def wrong(self, distance: Tensor | None = None) -> Tensor:

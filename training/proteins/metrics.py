@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...ase_calcs.dynamics import effective_sample_size
-from ...ase_calcs.proteins.geometry import angles, dihedrals
+from ...ase_calcs.proteins.geometry import (
+    CONTACT,
+    CONTACT_APART,
+    CONTACT_SHARPNESS,
+    CONTACT_STRETCH,
+    angles,
+    dihedrals,
+)
 from ..dynamics_report.metrics import histogram, jensen_shannon
 
-CONTACT = 8.0  # Å, between Cα atoms that are in contact in the native structure
-_APART = 3  # residues, at least, between two in contact
-_BETA, _LAMBDA = (
-    5.0,
-    1.2,
-)  # 1/Å, and by how much a contact may stretch (Best, Hummer and Eaton, 10.1073/pnas.1311599110)
 _FARTHEST = 60.0  # Å, of histograms; what lies beyond has a bin of its own
 KINDS = ("distances", "angles", "dihedrals")
 
@@ -63,11 +64,11 @@ def native_contacts(x: np.ndarray, native: np.ndarray) -> np.ndarray:
     """
     pairs = pairs_of(len(native))
     there = pair_distances(native[None], pairs)[0]
-    contacts = (there < CONTACT) & (pairs[1] - pairs[0] >= _APART)
+    contacts = (there < CONTACT) & (pairs[1] - pairs[0] >= CONTACT_APART)
     if not contacts.any():
         return np.full(len(x), np.nan)
-    stretched = pair_distances(x, pairs[:, contacts]) - _LAMBDA * there[contacts]
-    return (1 / (1 + np.exp(np.clip(_BETA * stretched, -50, 50)))).mean(1)
+    stretched = pair_distances(x, pairs[:, contacts]) - CONTACT_STRETCH * there[contacts]
+    return (1 / (1 + np.exp(np.clip(CONTACT_SHARPNESS * stretched, -50, 50)))).mean(1)
 
 
 def radius_of_gyration(x: np.ndarray) -> np.ndarray:
