@@ -124,6 +124,19 @@ def map_command(
     )  # fmt: skip
 
 
+@cg_app.command()
+def merge(
+    datasets: Annotated[
+        list[Path], typer.Argument(help="Datasets of beads or .npz files, of different proteins.", show_default=False)
+    ],
+    out: Out,
+) -> None:
+    """Datasets of several proteins in one, to learn a force field for all of them."""
+    from .proteins import merge_beads
+
+    merge_beads(datasets, out, progress=make_progress())
+
+
 @cg_app.command("mean-force")
 def mean_force(
     reference: Annotated[

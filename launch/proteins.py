@@ -148,6 +148,26 @@ def map_onto_beads(
         progress.say(f"{npz}: {npz.stat().st_size / 1e6:.2f} MB")
 
 
+def merge_beads(datasets: Sequence[Path], out: Path, *, progress: Progress) -> None:
+    """`distillase cg merge`."""
+    proteins: list[BeadFrames] = []
+    for path in datasets:
+        if path.resolve() == out.resolve():
+            raise InputError(f"{out} is one of the datasets to merge. Name another file with --out.")
+        for protein in load_npz(path) if path.suffix == ".npz" else read_beads(path):
+            if any(protein.name == other.name for other in proteins):
+                raise InputError(
+                    f"Two datasets have a protein called {protein.name}. Map one of them again with another `--name`."
+                )
+            proteins.append(protein)
+    write_beads(out, proteins, {"sources": [path.name for path in datasets]})
+    table = plain_table({"protein": "left", "residues": "right", "frames": "right", "temperatures, K": "left"})
+    for protein in proteins:
+        kelvins = ", ".join(f"{t:.0f}" for t in np.unique(protein.temperatures[~np.isnan(protein.temperatures)]))
+        table.add_row(protein.name, str(len(protein.types)), str(len(protein.positions)), kelvins)
+    progress.say(render(table))
+
+
 def make_mean_forces(
     reference: Path,
     folder: Path,

@@ -12,7 +12,7 @@ from distillase.ase_calcs.proteins.chains import Chains, extended_chain, write_p
 from distillase.ase_calcs.proteins.model import CoarseGrainedModel
 from distillase.ase_calcs.proteins.prior import PriorTopology
 from distillase.ase_calcs.proteins.simulate import ReplicaLangevin, SimulationConfig
-from distillase.datasets.proteins.beads import BeadFrames, load_npz, save_npz
+from distillase.datasets.proteins.beads import BeadFrames, load_npz, read_beads, save_npz
 from distillase.launch.cli import main
 from distillase.launch.config import load_bead_recipe
 from distillase.training.proteins.config import BeadRecipe
@@ -122,3 +122,21 @@ def test_user_errors_are_one_paragraph(npz, tmp_path, capsys) -> None:
         assert message in error
         assert error.startswith("Error: ")
         assert "Traceback" not in error
+
+
+def test_datasets_of_several_proteins_are_merged(npz, tmp_path, capsys) -> None:
+    (first,) = load_npz(npz)
+    second = BeadFrames(
+        "short", "GYD", first.positions[:40, :3], first.forces[:40, :3], first.temperatures[:40], first.origins[:40]
+    )
+    save_npz(tmp_path / "short.npz", [second])
+    data, both = tmp_path / "one.h5", tmp_path / "both.h5"
+    main(["cg", "map", str(npz), "--out", str(data)])
+    assert main(["cg", "merge", str(data), str(tmp_path / "short.npz"), "--out", str(both)]) == 0
+    found = {p.name: p for p in read_beads(both)}
+    assert {name: p.sequence for name, p in found.items()} == {"hairpin": SEQUENCE, "short": "GYD"}
+    assert np.allclose(found["short"].forces, second.forces, atol=1e-6)
+    assert np.array_equal(found["hairpin"].temperatures, first.temperatures)
+    capsys.readouterr()
+    assert main(["cg", "merge", str(both), str(tmp_path / "short.npz"), "--out", str(tmp_path / "x.h5")]) == 2
+    assert "another `--name`" in capsys.readouterr().err
