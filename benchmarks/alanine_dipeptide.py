@@ -12,6 +12,7 @@ square difference of free energies where the data have any.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import time
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distillase.ase_calcs.modelfile import load_coarse_grained
+from distillase.ase_calcs.modelfile import load_coarse_grained, save_model
 from distillase.ase_calcs.proteins.chains import Chains
 from distillase.ase_calcs.proteins.geometry import dihedrals
 from distillase.ase_calcs.proteins.model import CoarseGrainedModel, Part
@@ -30,9 +31,17 @@ from distillase.ase_calcs.units import KB, KCAL_PER_MOL
 from distillase.datasets.proteins.beads import BeadFrames
 from distillase.launch.progress import make_progress
 from distillase.training.dynamics_report.metrics import jensen_shannon
-from distillase.training.proteins.config import BeadNetworkConfig, BeadRecipe, RelativeEntropyConfig
+from distillase.training.proteins.config import (
+    BeadNetworkConfig,
+    BeadRecipe,
+    RelativeEntropyConfig,
+    first_stage,
+    second_stage,
+)
 from distillase.training.proteins.prior_fit import PriorConfig, fit_prior
-from distillase.training.proteins.run import split_frames, train_beads
+from distillase.training.proteins.relative_entropy import minimise_relative_entropy
+from distillase.training.proteins.run import assemble, split_frames, train_beads
+from distillase.training.proteins.task import BeadTable
 from distillase.training.report.speed import machine
 
 BEADS = "AGAPA"  # so that φ and ψ are of different classes: the prior tells glycine, proline and the rest apart
@@ -46,6 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the training")
     parser.add_argument("--replicas", type=int, default=64)
     parser.add_argument("--picoseconds", type=float, default=200.0, help="of each; the first fifth is left out")
+    parser.add_argument("--epochs", type=int, default=30, help="of the first stage; half as many of the second")
     parser.add_argument("--updates", type=int, default=1000, help="of the relative entropy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "alanine_dipeptide.json")
@@ -90,6 +100,27 @@ def simulated(model: CoarseGrainedModel, part: Part, frames: BeadFrames, argumen
     return result, kept[np.isfinite(kept).all((1, 2))]
 
 
+def sampled_alike(
+    model: CoarseGrainedModel,
+    training: list[BeadFrames],
+    base: BeadRecipe,
+    arguments: argparse.Namespace,
+    progress: Any,
+) -> CoarseGrainedModel:
+    """The force field after its relative entropy has been minimised, the one it began with unchanged."""
+    recipe = dataclasses.replace(base, relative_entropy=RelativeEntropyConfig(steps=arguments.updates))
+    network = copy.deepcopy(model.network).requires_grad_(True)
+    table = BeadTable(
+        model.prior, training, cutoff=recipe.network.cutoff, loss=recipe.loss, dtype=torch.float32, seed=recipe.seed
+    )
+    minimise_relative_entropy(
+        model.prior, network, training, table, recipe, arguments.out / "relative-entropy", progress=progress
+    )
+    made = assemble(model.prior, network, network.elements, KELVIN)
+    save_model(arguments.out / "relative-entropy" / "model.safetensors", made)
+    return made
+
+
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(1)
@@ -100,15 +131,15 @@ def main() -> None:
     )  # fmt: skip
     begun, progress = time.time(), make_progress()
     base = BeadRecipe(
-        seed=arguments.seed, prior=PriorConfig(excluded=0.0, distant=0.0),
+        seed=arguments.seed, first=first_stage(max_epochs=arguments.epochs),
+        second=second_stage(max_epochs=arguments.epochs // 2), prior=PriorConfig(excluded=0.0, distant=0.0),
         network=BeadNetworkConfig(cutoff=8.0), relative_entropy=RelativeEntropyConfig(steps=0),
     )  # fmt: skip
     training, _, _ = split_frames([frames], (), base.validation)
     prior = fit_prior(training, KELVIN, base.prior, progress=progress).prior
-    paths = {}
-    for name, steps in (("forces", 0), ("relative entropy", arguments.updates)):
-        recipe = dataclasses.replace(base, relative_entropy=RelativeEntropyConfig(steps=steps))
-        paths[name] = train_beads([frames], prior, arguments.out / name.replace(" ", "-"), recipe, progress=progress)
+    result = train_beads([frames], prior, arguments.out, base, progress=progress)
+    by_forces = load_coarse_grained(result.path)
+    by_both = sampled_alike(by_forces, training, base, arguments, progress)
     reference = surface(positions)
     half = len(positions) // 2
     found: dict[str, Any] = {
@@ -117,19 +148,17 @@ def main() -> None:
         "data": compared(reference, reference), "force_fields": {},
     }  # fmt: skip
     surfaces = {"data": reference}
-    first = load_coarse_grained(paths["forces"].path)
     for name, model, part in (
-        ("prior", first, "prior"), ("forces", first, "hybrid"),
-        ("relative entropy", load_coarse_grained(paths["relative entropy"].path), "hybrid"),
+        ("prior", by_forces, "prior"), ("forces", by_forces, "hybrid"), ("relative entropy", by_both, "hybrid"),
     ):  # fmt: skip
-        result, kept = simulated(model, part, frames, arguments)  # type: ignore[arg-type]
+        run, kept = simulated(model, part, frames, arguments)  # type: ignore[arg-type]
         surfaces[name] = surface(kept)
         found["force_fields"][name] = {
-            **compared(surfaces[name], reference), "survived": result.survivors,
-            "temperature_K": float(result.temperatures.mean()), "timestep_fs": result.timestep,
+            **compared(surfaces[name], reference), "survived": run.survivors,
+            "temperature_K": float(run.temperatures.mean()), "timestep_fs": run.timestep,
         }  # fmt: skip
         print(name, json.dumps(found["force_fields"][name]))
-    found["validation"] = {name: result.metrics["validation"] for name, result in paths.items()}
+    found["validation"] = result.metrics["validation"]
     found["seconds"] = time.time() - begun
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     arguments.results.write_text(json.dumps(found, indent=1) + "\n")

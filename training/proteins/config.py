@@ -105,14 +105,14 @@ class RelativeEntropyConfig:
         Between checkpoints.
     """
 
-    steps: int = 1500
+    steps: int = 1000
     replicas: int = 64
     md_steps: int = 20
     lr: float = 1e-3
-    lr_final: float = 0.1
+    lr_final: float = 0.05
     force_weight: float = 1.0
-    force_frames: int = 64
-    ema: float = 0.99
+    force_frames: int = 128
+    ema: float = 0.997
     clip: float = 10.0
     checkpoint_seconds: float = 60.0
 

@@ -133,6 +133,8 @@ class _Run:
         self.task = BeadTask(potential, recipe.loss)
         self.noise = recipe.loss.frame_noise
         self.kt = KB * recipe.temperature
+        # For every configuration whose place is looked at there are so many forces, mean forces among them.
+        self.forces_each = table.observations() / max(1, sum(len(p.positions) for p in proteins))
         folder.mkdir(parents=True, exist_ok=True)
         model = CoarseGrainedModel(potential.elements, prior=prior.hyperparameters, temperature=recipe.temperature)
         model.prior = prior
@@ -168,7 +170,8 @@ class _Run:
         sampled = ensemble.dynamics.x
         energies = self._energies(torch.cat([torch.as_tensor(chosen), sampled]), ensemble.topology)
         known, own = energies.split(self.config.replicas)
-        total = (known.mean() - own.mean()) / self.kt + self.config.force_weight * self._force_loss()
+        forces = self.config.force_weight * self.forces_each * self._force_loss()
+        total = (known.mean() - own.mean()) / self.kt + forces
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.potential.parameters(), self.config.clip)
