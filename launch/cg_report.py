@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ase_calcs.errors import DataError, InputError
 from ..ase_calcs.progress import Progress
-from ..datasets.proteins.beads import BeadFrames, load_npz, read_beads
+from ..datasets.proteins.beads import TOLERANCE, BeadFrames, load_npz, read_beads
 from ..datasets.store import Dataset
 
 
@@ -46,6 +46,12 @@ def report(
             )
     averaged = {name: _mean_forces(file) for name, file in _by_protein(means, here, "--mean-forces").items()}
     compared = {name: load_coarse_grained(file) for name, file in _named(others).items()}
+    for name, other in compared.items():
+        if abs(other.temperature - model.temperature) > TOLERANCE:
+            raise InputError(
+                f"{name} holds at {other.temperature:g} K, {model_file.name} at {model.temperature:g} K: they cannot "
+                "be judged by one reference."
+            )
     references = [Reference(p, native.get(p.name), averaged.get(p.name)) for p in here]
     candidates = (
         candidates_of(model, compared)
@@ -56,7 +62,9 @@ def report(
     judged = judge(references, candidates, config, progress=progress)
     learned = model.header.metrics.get("trained_on")
     for one in judged:
-        one.numbers["seen"] = None if learned is None else one.numbers["name"] in learned
+        sequence = one.numbers["sequence"]
+        one.numbers["seen"] = None if learned is None else sequence in learned
+        one.numbers["means_learned"] = int(model.header.metrics.get("mean_forces", {}).get(sequence, 0))
     provenance = {
         "model": model_file.name, "model_hash": model_hash(model_file), "dataset": dataset.name,
         "dataset_hash": content, "others": {name: Path(file).name for name, file in _named(others).items()},

@@ -122,8 +122,11 @@ def test_relative_entropy_learns_a_distribution_from_positions_alone(tmp_path) -
 
 
 def test_the_stage_is_resumed_bit_by_bit(tmp_path, monkeypatch) -> None:
-    frames, prior, settings = data(60), Prior().requires_grad_(False), recipe(steps=12)
-    whole = train_beads([frames], prior, tmp_path / "whole", settings)
+    monkeypatch.setattr(relative_entropy, "_LOOK_EVERY", 3)
+    first, prior, settings = data(60), Prior().requires_grad_(False), recipe(steps=12)
+    other = BeadFrames("short", "GYD", *(v[:, :3] for v in (first.positions, first.forces)), *(first.temperatures,) * 2)
+    both = [first, dataclasses.replace(other, origins=first.origins)]
+    whole = train_beads(both, prior, tmp_path / "whole", settings)
     assert set(whole.metrics) == {"validation", "forces_alone", "trained_on"}
     update = relative_entropy._Run.update
 
@@ -135,12 +138,37 @@ def test_the_stage_is_resumed_bit_by_bit(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(relative_entropy._Run, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_beads([frames], prior, tmp_path / "part", settings)
+        train_beads(both, prior, tmp_path / "part", settings)
     monkeypatch.setattr(relative_entropy._Run, "update", update)
-    part = train_beads([frames], prior, tmp_path / "part", settings)
-    one, other = (load_coarse_grained(r.path).state_dict() for r in (whole, part))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    part = train_beads(both, prior, tmp_path / "part", settings)
+    histories = [(tmp_path / name / "relative-entropy" / "history.json").read_text() for name in ("whole", "part")]
+    assert histories[0] == histories[1]
+    assert {line["protein"] for line in json.loads(histories[0])} == {"bent", "short"}
+    one, again = (load_coarse_grained(r.path).state_dict() for r in (whole, part))
+    assert all(torch.equal(one[name], again[name]) for name in one)
     assert not list((tmp_path / "part").glob("*/checkpoint*.pt"))
+
+
+def test_settings_of_the_last_stage_do_not_undo_the_others(tmp_path, monkeypatch) -> None:
+    """What a failure of the last stage advises, another rate, goes on from the forces that have been learned."""
+    from distillase.training import loop
+
+    frames, prior = data(60), Prior().requires_grad_(False)
+
+    def fail(self, ensemble) -> None:
+        if self.step == 2:
+            self.save()  # as happens once a minute
+        if self.step == 3:
+            raise DataError("became unstable")
+
+    monkeypatch.setattr(relative_entropy._Run, "_check", fail)
+    with pytest.raises(DataError):
+        train_beads([frames], prior, tmp_path, recipe(steps=4))
+    monkeypatch.undo()
+    steps = []
+    monkeypatch.setattr(loop.TrainLoop, "_step", lambda self, *words: steps.append(1))
+    train_beads([frames], prior, tmp_path, recipe(steps=4, lr=1e-4))
+    assert not steps
 
 
 def test_replicas_that_go_wrong_are_put_back_and_too_many_end_it(tmp_path, monkeypatch) -> None:
@@ -158,9 +186,10 @@ def test_replicas_that_go_wrong_are_put_back_and_too_many_end_it(tmp_path, monke
     same = (placed[:, None] == frames.positions[None]).all((2, 3)).any(1)
     assert same.tolist() == [k == 5 for k in range(32)]  # that one is at a frame, the others have moved on
     monkeypatch.setattr(ReplicaLangevin, "wrong", lambda self: torch.ones(32, dtype=torch.bool))
-    run.update()
+    before = sorted(file.name for file in tmp_path.iterdir())
     with pytest.raises(DataError, match="became unstable"):
         run.update()
+    assert sorted(file.name for file in tmp_path.iterdir()) == before  # nothing to go on from behind the failure
 
 
 def split(spread: float = 0.2) -> CoarseGrainedModel:

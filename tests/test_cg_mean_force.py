@@ -87,3 +87,16 @@ def test_mean_forces_of_a_peptide(tmp_path) -> None:
     error_of_prior, _ = force_error(predicted, found)
     error_of_nothing, _ = force_error(np.zeros_like(predicted), found)
     assert error_of_prior < error_of_nothing
+
+
+def test_configurations_that_all_atoms_cannot_bear_are_left_out(tmp_path) -> None:
+    """They stay as they are: what was computed of the others must not wait for them."""
+    from distillase.datasets.proteins.mean_force import load_mean_forces
+
+    for k, value in enumerate((1.0, np.nan)):
+        arrays = {name: np.full((3, 3), value) for name in ("forces", "errors", "raw_errors")}
+        np.savez(tmp_path / f"{k:04d}.npz", positions=np.zeros((3, 3)), **arrays)
+    assert load_mean_forces(tmp_path).forces.shape == (1, 3, 3)
+    (tmp_path / "0000.npz").unlink()
+    with pytest.raises(DataError, match="strained"):
+        load_mean_forces(tmp_path)

@@ -85,7 +85,8 @@ class CoarseGrainedCalculator(Calculator):
         kelvins = {one.temperature for one in self.models}
         if len(kelvins) > 1:
             raise InputError(f"The members of a committee hold at one temperature; these are for {sorted(kelvins)} K.")
-        if temperature_K is not None and not all(one.knows_temperature for one in self.models):
+        other = temperature_K is not None and abs(temperature_K - self.models[0].temperature) > 1e-6
+        if other and not all(one.knows_temperature for one in self.models):
             raise InputError(
                 f"`temperature_K` is {temperature_K:g}, and this force field holds at {kelvins.pop():g} K alone. Train "
                 "one with `network.energy_entropy=true` on frames of several temperatures."

@@ -66,7 +66,8 @@ class ExchangeResult:
     @property
     def walkers(self) -> np.ndarray:
         """(T, K, C) on which rung the configuration that is here began."""
-        return self._by_rung(self.simulation.observables["walkers"])
+        none = np.full(self.simulation.energies.shape, np.nan)
+        return self._by_rung(self.simulation.observables.get("walkers", none))
 
     @property
     def acceptance(self) -> np.ndarray:

@@ -139,6 +139,12 @@ class UmbrellaSampling(ReplicaLangevin):
     ) -> UmbrellaResult:
         """The whole simulation, as `run`, with what its analysis needs."""
         result = self.run(advance, recorder=recorder)
+        if "variable" not in result.observables:
+            reasons = "; ".join(f"window {t.replica}: {t.reason}" for t in result.troubles[:3])
+            raise DataError(
+                f"No window lived until its first frame ({reasons}). Start windows nearer to their centres, or take "
+                "softer springs."
+            )
         return UmbrellaResult(
             result, result.observables["variable"], self.centres.cpu().numpy(), self.stiffness.cpu().numpy(),
             self.config.temperature_K,

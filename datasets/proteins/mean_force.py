@@ -217,8 +217,15 @@ def mean_forces_at(
     if targets.ndim != 3 or targets.shape[1:] != (len(beads), 3):
         raise InputError(f"`positions` has shape {targets.shape}; needed is (configurations, {len(beads)}, 3).")
     config = dataclasses.replace(config, configurations=max(2, len(targets)))
-    near = nearest(targets, frames[:, beads])
-    begin = np.stack([_superposed(frames[k].astype(float), t, beads) for k, t in zip(near, targets, strict=True)])
+    begin = np.stack(
+        [
+            min(
+                (_superposed(frames[k].astype(float), target, beads) for k in near),
+                key=lambda x: _off(x, target, beads),
+            )
+            for near, target in zip(nearest(targets, frames[:, beads]), targets, strict=True)
+        ]
+    )
     return _compute(reference, folder, config, begin, targets, seed, workers, progress or SilentProgress())
 
 
@@ -233,9 +240,17 @@ def all_atom_frames(reference: str | Path, temperature: float, last: float = 1.0
     return np.zeros((0, len(read_protein(Path(reference) / "protein.pdb").positions), 3), dtype=np.float32)
 
 
-def nearest(wanted: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """(M,) for each of M configurations (M, B, 3) the frame of (T, B, 3) with the most similar distances."""
-    return squared_differences(wanted, frames).argmin(1)
+def nearest(wanted: np.ndarray, frames: np.ndarray, n: int = 8) -> np.ndarray:
+    """(M, n) for each of M configurations (M, B, 3) the frames of (T, B, 3) with the most similar distances.
+
+    Several, as distances do not tell a configuration from its mirror image.
+    """
+    n = min(n, len(frames))
+    return squared_differences(wanted, frames).argpartition(n - 1, axis=1)[:, :n]
+
+
+def _off(atoms: np.ndarray, target: np.ndarray, beads: np.ndarray) -> float:
+    return float(((atoms[beads] - target) ** 2).sum())
 
 
 def squared_differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -302,22 +317,40 @@ def _compute(
 
 
 def load_mean_forces(folder: str | Path) -> MeanForces:
-    """What `mean_forces` has written so far. Raises DataError if there is nothing."""
+    """What `mean_forces` has written so far, without configurations that are too strained for all atoms.
+
+    Raises
+    ------
+    DataError
+        There is nothing.
+    """
     files = sorted(Path(folder).glob("[0-9]*.npz"))
     if not files:
         raise DataError(f"{folder} holds no mean forces. `distillase cg mean-force` computes them.")
     values: dict[str, list[np.ndarray]] = {name: [] for name in MeanForces.__dataclass_fields__}
     for file in files:
         with np.load(file) as data:
+            if np.isnan(data["forces"]).any():
+                continue
             for name, found in values.items():
                 found.append(data[name])
+    if not values["forces"]:
+        raise DataError(
+            f"None of the {len(files)} configurations in {folder} could be held with all atoms around it: they are "
+            "strained. Take frames of longer dynamics."
+        )
     return MeanForces(**{name: np.stack(found) for name, found in values.items()})
 
 
 def _run(job: _Job, advance: Advance) -> None:
-    on_beads, on_others = _sample(job, advance)
-    mean, error = average(on_beads, on_others)
-    _, raw = average(on_beads, None)
+    openmm: Any = require("openmm", extra="proteins", purpose=_PURPOSE)
+    try:
+        on_beads, on_others = _sample(job, advance)
+        mean, error = average(on_beads, on_others)
+        _, raw = average(on_beads, None)
+    except (DataError, openmm.OpenMMException):
+        # Too strained for all atoms. It stays so, and must not keep the others from being done.
+        mean = error = raw = np.full(job.target.shape, np.nan)
     data = io.BytesIO()
     np.savez(data, positions=job.target, forces=mean, errors=error, raw_errors=raw)
     with atomic_write(job.file) as temporary:
@@ -350,7 +383,7 @@ def _sample(job: _Job, advance: Advance) -> tuple[np.ndarray, np.ndarray]:
             forces[run, k] = context.getState(forces=True).getForces(asNumpy=True)._value
         advance(config.picoseconds / config.replicates)
     if not np.isfinite(forces).all():
-        raise DataError("A configuration blew up with its Cα atoms held: it is strained. Use frames of a longer run.")
+        raise DataError("A configuration blew up with its Cα atoms held.")
     forces *= KJ_PER_MOL / NM
     return forces[:, :, job.beads], np.delete(forces, job.beads, axis=2)
 
@@ -373,7 +406,7 @@ def _brought(job: _Job) -> np.ndarray:
         integrator.step(200)
         positions = context.getState(positions=True).getPositions(asNumpy=True)._value * NM
     if not np.isfinite(positions).all():
-        raise DataError("All atoms could not be brought onto a configuration of the beads: it is strained.")
+        raise DataError("All atoms could not be brought onto a configuration of the beads.")
     return positions
 
 
@@ -416,7 +449,8 @@ def force_error(predicted: np.ndarray, wanted: MeanForces) -> tuple[float, float
     mean = max(float(square.mean()), 0.0)
     spread = float(square.std(ddof=1) / np.sqrt(len(square))) if len(square) > 1 else float("nan")
     root = float(np.sqrt(mean))
-    return root, spread / (2 * root) if root else spread
+    # An error that is not seen is below the root of what the square of it scatters by.
+    return root, spread / (2 * root) if root else float(np.sqrt(spread))
 
 
 def as_frames(found: MeanForces, name: str, sequence: str, temperature: float) -> BeadFrames:

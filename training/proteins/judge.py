@@ -324,18 +324,18 @@ def _tica_divergence(tica: Tica, x: np.ndarray, reference: np.ndarray) -> float:
     from ..dynamics_report.metrics import jensen_shannon
 
     edges = tica_edges(tica, reference)
-    places = [np.clip(tica.project(y), -9.9, 9.9) for y in (x, reference)]
-    counts = [np.histogramdd(place, edges)[0].ravel() for place in places]
+    low, high = (np.array([e[k] for e in edges]) for k in (0, -1))
+    # Everything farther out is in the outermost bins.
+    counts = [np.histogramdd(np.clip(tica.project(y), low, high), edges)[0].ravel() for y in (x, reference)]
     return jensen_shannon(*counts)
 
 
 def tica_edges(tica: Tica, reference: np.ndarray, bins: int = 30) -> list[np.ndarray]:
-    """Edges of a histogram of both coordinates; everything farther out is in the outermost bins."""
+    """Edges of a histogram of both coordinates, over the middle 99.8 % of the reference."""
     edges = []
     for values in tica.project(reference).T:
         low, high = np.percentile(values, [0.1, 99.9])
-        inner = np.linspace(low, high, bins + 1)
-        edges.append(np.concatenate([[-10.0], inner[1:-1], [10.0]]))
+        edges.append(np.linspace(low, max(high, low + 1e-6), bins + 1))
     return edges
 
 

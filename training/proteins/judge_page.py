@@ -79,7 +79,7 @@ def findings(one: Judged) -> list[dict[str, str]]:
     found = [finding for finding in found if finding["text"]]
     found += _folding(one, row)
     prior = one.numbers["candidates"].get("prior")
-    if prior is not None and name != "prior" and "mean_force_error" in row:
+    if prior is not None and name != "prior" and row.get("mean_force_error") and prior["mean_force_error"]:
         share = row["mean_force_error"] / prior["mean_force_error"]
         error = share * np.hypot(
             row["mean_force_spread"] / row["mean_force_error"], prior["mean_force_spread"] / prior["mean_force_error"]

@@ -164,7 +164,7 @@ def tica(one: Judged, name: str) -> str:
     fitted = one.tica
     shown = {"reference": one.reference.frames.positions, **_known(one)}
     edges = tica_edges(fitted, one.reference.frames.positions)
-    inner = [(e[1] - (e[2] - e[1]), e[-2] + (e[2] - e[1])) for e in edges]
+    inner = [(e[0], e[-1]) for e in edges]
 
     def paint(axes: Any) -> None:
         flat = axes.ravel()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...ase_calcs.errors import DataError
+from ...ase_calcs.errors import DataError, InputError
 from ...ase_calcs.potential import Potential
 from ...ase_calcs.progress import Progress, SilentProgress
 from ...ase_calcs.proteins.chains import Chains
@@ -34,16 +35,17 @@ from ...ase_calcs.proteins.prior import Prior
 from ...ase_calcs.proteins.simulate import ReplicaLangevin, SimulationConfig
 from ...ase_calcs.units import KB
 from ...datasets.proteins.beads import BeadFrames
-from ..checkpoint import load_checkpoint, save_checkpoint
+from ..checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from ..optimizers import ExponentialAverage
 from .config import BeadRecipe, RelativeEntropyConfig
 from .metrics import divergence, pair_distances
-from .task import BeadTable, BeadTask
+from .task import INDEX, BeadTable, BeadTask
 
 HISTORY = "history.json"
 _LOOK_EVERY = 50  # updates of a protein, between lines of the history
 _NEARER = 0.7  # than any two beads in the frames
 _MOST_RESTARTS = 0.05  # of all replicas at an update, on average since the last line
+_LEAST_UPDATES = 5  # over which that average is taken
 
 
 @dataclass
@@ -99,8 +101,9 @@ def minimise_relative_entropy(
         The force field became unstable.
     """
     run = _Run(prior, potential, proteins, table, recipe, folder, fingerprint)
-    run.resume()
     progress = progress or SilentProgress()
+    if not run.resume():
+        progress.say(f"the checkpoint in {folder.name} is of other settings: this stage begins anew")
     with progress.task("relative entropy, updates", run.config.steps) as task:
         task.advance(run.step)
         while run.step < run.config.steps:
@@ -134,10 +137,11 @@ class _Run:
         self.noise = recipe.loss.frame_noise
         self.kt = KB * recipe.temperature
         # For every configuration whose place is looked at there are so many forces, mean forces among them.
-        self.forces_each = table.observations() / max(1, sum(len(p.positions) for p in proteins))
+        self.places = sum(len(p.positions) for p in proteins)
+        self.device = potential.device
         folder.mkdir(parents=True, exist_ok=True)
         model = CoarseGrainedModel(potential.elements, prior=prior.hyperparameters, temperature=recipe.temperature)
-        model.prior = prior
+        model.prior = deepcopy(prior).to(self.device)
         model.network = potential  # the live one: replicas follow its weights
         self.rng = np.random.default_rng(recipe.seed)
         self.ensembles = []
@@ -166,28 +170,29 @@ class _Run:
             group["lr"] = self.config.lr * self.config.lr_final**share
         self.task.train()
         frames = ensemble.protein.positions
-        chosen = frames[self.rng.choice(len(frames), self.config.replicas)]
+        chosen = torch.as_tensor(frames[self.rng.choice(len(frames), self.config.replicas)], device=self.device)
         sampled = ensemble.dynamics.x
-        energies = self._energies(torch.cat([torch.as_tensor(chosen), sampled]), ensemble.topology)
+        energies = self._energies(torch.cat([chosen, sampled]), ensemble.topology)
         known, own = energies.split(self.config.replicas)
-        forces = self.config.force_weight * self.forces_each * self._force_loss()
-        total = (known.mean() - own.mean()) / self.kt + forces
+        total = (known.mean() - own.mean()) / self.kt + self.config.force_weight * self._force_loss()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.potential.parameters(), self.config.clip)
         self.optimizer.step()
         self.average.update()
         self.step += 1
-        ensemble.recent.append(sampled.numpy().copy())
-        line = None
-        if (number + 1) % _LOOK_EVERY == 0:
-            line = self._line(ensemble)
+        ensemble.recent.append(sampled.cpu().numpy().copy())
+        self._check(ensemble)
+        line = self._line(ensemble) if (number + 1) % _LOOK_EVERY == 0 else None
         if time.monotonic() - self.saved > self.config.checkpoint_seconds:
             self.save()
         return line
 
     def finish(self) -> None:
         """Leave the averaged weights in the network, and the history beside the checkpoint."""
+        for ensemble in self.ensembles:
+            if ensemble.recent:
+                self._line(ensemble)
         self.save()
         self.average.swap()
         self.task.eval()
@@ -212,20 +217,25 @@ class _Run:
         )  # fmt: skip
         self.saved = time.monotonic()
 
-    def resume(self) -> None:
-        """Go on from a checkpoint, if there is one."""
-        state = load_checkpoint(self.folder, self.fingerprint)
+    def resume(self) -> bool:
+        """Go on from a checkpoint, if there is one; False if it was of other settings, and is removed."""
+        try:
+            state = load_checkpoint(self.folder, self.fingerprint)
+        except InputError:  # what was learned from forces is the same, or its own stages would have refused
+            remove_checkpoints(self.folder)
+            return False
         if state is None:
-            return
+            return True
         self.step, self.history = state["step"], state["history"]
         self.potential.load_state_dict(state["potential"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"])
         self.rng.bit_generator.state = json.loads(state["rng"])
         for mine, saved in zip(self.ensembles, state["ensembles"], strict=True):
-            mine.dynamics.x, mine.dynamics.v = saved["x"], saved["v"]
+            mine.dynamics.x, mine.dynamics.v = saved["x"].to(self.device), saved["v"].to(self.device)
             mine.dynamics.generator.set_state(saved["generator"])
             mine.recent, mine.restarts = list(saved["recent"].numpy()), saved["restarts"]
+        return True
 
     def _advance(self, ensemble: _Ensemble) -> None:
         """The replicas go on with the weights as they are now; those that went wrong begin at a frame again."""
@@ -252,12 +262,27 @@ class _Run:
         return terms.energies.new_zeros(len(positions)).index_add(0, graph.system, terms.energies)
 
     def _force_loss(self) -> Tensor:
-        """− log-likelihood of the forces of a frame, nats."""
-        chosen = self.rng.choice(len(self.table), min(self.config.force_frames, len(self.table)), replace=False)
-        batch = self.table.batch(chosen)
-        squares, _ = self.task(batch.tensors(), self.task.counts(batch))  # of a bead
-        beads = len(batch.numbers) / float(batch.n_frames)
-        return squares * beads / (2 * self.noise**2)
+        """− log-likelihood of all forces (estimated from some), for each frame whose positions are looked at; nats.
+
+        A mean force of weight w has the variance of w frames' mean, so Σ w |ΔF|²/2σ² holds for both.
+        """
+        drawn = min(self.config.force_frames, len(self.table))
+        batch = self.table.batch(self.rng.choice(len(self.table), drawn, replace=False)).to(self.device)
+        counts = self.task.counts(batch)
+        mean, _ = self.task(batch.tensors(), counts)  # divided by the sum of weights
+        total = mean * counts[INDEX["weight"]].to(mean.dtype)
+        return total * (len(self.table) / drawn) / (self.places * 2 * self.noise**2)
+
+    def _check(self, ensemble: _Ensemble) -> None:
+        """End a training that has gone astray. Nothing is saved: what there is on disk is older."""
+        pieces = self.config.replicas * max(len(ensemble.recent), _LEAST_UPDATES)
+        if ensemble.restarts > _MOST_RESTARTS * pieces:
+            raise DataError(
+                f"The force field of {ensemble.protein.name} became unstable while its relative entropy was minimised "
+                f"(update {self.step}): of {self.config.replicas * len(ensemble.recent)} pieces of dynamics "
+                f"{ensemble.restarts} had to begin again. A smaller `relative_entropy.lr` helps, or more weight on "
+                "forces (`relative_entropy.force_weight`); what was learned from forces is kept."
+            )
 
     def _line(self, ensemble: _Ensemble) -> dict[str, Any]:
         sampled = np.concatenate(ensemble.recent)
@@ -267,12 +292,5 @@ class _Run:
             "restarts": ensemble.restarts,
         }  # fmt: skip
         self.history.append(line)
-        if ensemble.restarts > _MOST_RESTARTS * len(sampled):
-            self.save()
-            raise DataError(
-                f"The force field of {ensemble.protein.name} became unstable while its relative entropy was minimised: "
-                f"of {len(sampled)} pieces of dynamics {ensemble.restarts} had to begin again. A smaller "
-                "`relative_entropy.lr` helps, or more weight on forces (`relative_entropy.force_weight`)."
-            )
         ensemble.recent, ensemble.restarts = [], 0
         return line

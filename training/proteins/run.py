@@ -46,7 +46,8 @@ class BeadResult:
         The model file.
     metrics
         Figures of `BeadTask.figures` for ``validation`` and, where proteins were held out, ``held_out``;
-        ``forces_alone``, of validation before the relative entropy was minimised; ``trained_on``, frames by protein.
+        ``forces_alone``, of validation before the relative entropy was minimised; ``trained_on`` and ``mean_forces``,
+        how many frames and mean forces of each sequence were learned from.
     """
 
     path: Path
@@ -73,8 +74,9 @@ def split_frames(
         if p.name in hold_out:
             continue
         last = np.zeros(len(p.positions), dtype=bool)
-        for origin in np.unique(p.origins):
-            rows = np.flatnonzero(p.origins == origin)
+        runs = np.array([f"{origin} {kelvin:g}" for origin, kelvin in zip(p.origins, p.temperatures, strict=True)])
+        for run in np.unique(runs):
+            rows = np.flatnonzero(runs == run)
             last[rows[len(rows) - max(1, round(validation * len(rows))) :]] = True
         training.append(p.select(~last))
         validating.append(p.select(last))
@@ -153,6 +155,12 @@ def _train(
     progress: Progress,
     world: World,
 ) -> BeadResult:
+    if recipe.relative_entropy.steps and world.size > 1:
+        raise InputError(
+            f"The relative entropy is minimised by one process, and there are {world.size}. Train on several with "
+            "`relative_entropy.steps=0`; one process then goes on from there."
+        )
+    by_forces = fingerprint_of([*proteins, *means], prior, recipe, entropy=False)
     fingerprint = fingerprint_of([*proteins, *means], prior, recipe)
     done = _finished(run_dir, fingerprint)
     if done is not None:
@@ -179,18 +187,24 @@ def _train(
         engine = make_engine(task, stage, training.batch(np.arange(min(2, len(training)))), world)
         loop = TrainLoop(
             engine, training, validation, stage, folder, seed=recipe.seed + number,
-            fingerprint=f"{fingerprint}-{number}", progress=progress,
+            fingerprint=f"{by_forces}-{number}", progress=progress,
         )  # fmt: skip
         metrics["validation"] = loop.run().best_figures
     if recipe.relative_entropy.steps:
         metrics["forces_alone"] = metrics["validation"]
-        _by_relative_entropy(prior, potential, parts[0], training, recipe, run_dir, fingerprint, progress, world)
+        here = [known for p in parts[0] if len((known := p.at(recipe.temperature)).positions)]
+        folder = run_dir / ENTROPY_STAGE
+        minimise_relative_entropy(
+            prior, potential, here, training, recipe, folder, fingerprint=fingerprint, progress=progress
+        )
         metrics["validation"] = task.figures(evaluate_table(engine, validation, recipe.stages[-1])[0])
     if parts[2]:
         sums, _ = evaluate_table(engine, table(parts[2], 0.0), recipe.stages[-1])
         metrics["held_out"] = task.figures(sums)
     model = assemble(prior, potential, elements, recipe.temperature)
-    metrics["trained_on"] = {p.name: float(len(p.positions)) for p in parts[0]}
+    metrics["trained_on"] = {p.sequence: float(len(p.positions)) for p in parts[0]}
+    if means:
+        metrics["mean_forces"] = {p.sequence: float(len(p.positions)) for p in learned if p.errors is not None}
     model.header = ModelHeader(teacher="all-atom dynamics", dataset_hash=dataset_hash, metrics=metrics)
     if world.is_first:
         save_model(run_dir / MODEL, model)
@@ -201,30 +215,6 @@ def _train(
             remove_checkpoints(run_dir / ENTROPY_STAGE)
     world.wait()
     return BeadResult(run_dir / MODEL, metrics)
-
-
-def _by_relative_entropy(
-    prior: Prior,
-    potential: Potential,
-    proteins: Sequence[BeadFrames],
-    table: BeadTable,
-    recipe: BeadRecipe,
-    run_dir: Path,
-    fingerprint: str,
-    progress: Progress,
-    world: World,
-) -> None:
-    """The last stage: `potential` is trained further."""
-    if world.size > 1:
-        raise InputError(
-            f"The relative entropy is minimised by one process, and there are {world.size}. Train with "
-            "`relative_entropy.steps=0` on several."
-        )
-    here = [p.at(recipe.temperature) for p in proteins]
-    folder = run_dir / ENTROPY_STAGE
-    minimise_relative_entropy(
-        prior, potential, here, table, recipe, folder, fingerprint=f"{fingerprint}-entropy", progress=progress
-    )
 
 
 def without_validated(
@@ -292,18 +282,24 @@ def assemble(
     return model.eval().requires_grad_(False)
 
 
-def fingerprint_of(proteins: Sequence[BeadFrames], prior: Prior, recipe: BeadRecipe) -> str:
-    """Of everything that a checkpoint depends on: frames, mean forces among them, prior and settings."""
+def fingerprint_of(proteins: Sequence[BeadFrames], prior: Prior, recipe: BeadRecipe, *, entropy: bool = True) -> str:
+    """Of everything that a checkpoint depends on: frames, mean forces among them, prior and settings; those of the
+    relative entropy matter to its own stage alone."""
     digest = hashlib.blake2b(digest_size=16)
     settings = dataclasses.asdict(recipe)
     settings.pop("engine")
+    settings["relative_entropy"].pop("checkpoint_seconds")
+    if not entropy:
+        settings.pop("relative_entropy")
     for stage in (settings["first"], settings["second"]):
         for name in ("checkpoint_seconds", "tensorboard", "wandb", "threads", "engine"):
             stage.pop(name)
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for p in proteins:
         digest.update(f"{p.name} {p.sequence}".encode())
-        digest.update(np.ascontiguousarray(p.positions).tobytes() + np.ascontiguousarray(p.forces).tobytes())
+        for values in (p.positions, p.forces, p.temperatures, p.errors):
+            digest.update(b"" if values is None else np.ascontiguousarray(values).tobytes())
+        digest.update("\n".join(p.origins.tolist()).encode())
     for tensor in prior.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -161,10 +161,6 @@ class BeadTable:
         beads = np.array([x.shape[1] for x in self._positions])[self._protein]
         return float(self.edge_counts.sum() / beads.sum())
 
-    def observations(self) -> float:
-        """Single frames that all forces together are worth, decoys left out."""
-        return sum(float(w[r].double().sum()) for w, r in zip(self._weights, self._real, strict=True))
-
     def force_scale(self) -> float:
         """Root mean square of the forces of frames, eV/Å per component."""
         parts = [f[r].double().square() for f, r in zip(self._forces, self._real, strict=True)]
