@@ -283,9 +283,9 @@ def recipe(epochs: int = 12, **changes: object) -> BeadRecipe:
 
 def test_a_network_learns_through_noise_what_the_prior_leaves(tmp_path) -> None:
     """Noise as large as the forces: validation on clean forces must come out far below them."""
-    noisy, clean = frames(n=800, noise=0.1), frames(n=60, seed=50)
+    noisy, clean = frames(n=600, noise=0.1), frames(n=60, seed=50)
     prior = Prior().requires_grad_(False)
-    result = train_beads([noisy], prior, tmp_path, recipe(epochs=20), dataset_hash="abc")
+    result = train_beads([noisy], prior, tmp_path, recipe(epochs=18), dataset_hash="abc")
     model = load_coarse_grained(result.path)
     assert model.header.dataset_hash == "abc"
     assert model.header.metrics["validation"]["explained"] > 0.15
@@ -293,7 +293,7 @@ def test_a_network_learns_through_noise_what_the_prior_leaves(tmp_path) -> None:
     with torch.no_grad():
         learned = model(torch.tensor(clean.positions), topology, "network").forces.numpy()
     left = leftover(prior, clean)
-    assert np.sqrt(np.mean((learned - left) ** 2)) < 0.5 * np.sqrt(np.mean(left**2))
+    assert np.sqrt(np.mean((learned - left) ** 2)) < 0.6 * np.sqrt(np.mean(left**2))
     rows = [json.loads(line) for line in (tmp_path / "stage-1" / "metrics.jsonl").read_text().splitlines()]
     assert {"explained", "zero_rmse", "slope"} <= set(rows[-1]["validation"])
 
@@ -359,12 +359,12 @@ def test_mean_forces_on_validation_frames_are_left_out() -> None:
 
 
 def test_mean_forces_teach_more_than_as_many_frames(tmp_path) -> None:
-    noisy, clean = frames(n=200, noise=0.3), frames(n=60, seed=50)
+    noisy, clean = frames(n=100, noise=0.3), frames(n=60, seed=50)
     means = dataclasses.replace(frames(n=150, seed=9), errors=np.full(150, 0.03))
     prior, topology = Prior().requires_grad_(False), BeadTopology.of(Chains.from_sequence(SEQUENCE))
     left, error = leftover(prior, clean), {}
     for name, extra in (("frames", [frames(n=150, noise=0.3, seed=9)]), ("means", [means])):
-        result = train_beads([noisy], prior, tmp_path / name, recipe(epochs=20), means=extra)
+        result = train_beads([noisy], prior, tmp_path / name, recipe(epochs=18), means=extra)
         with torch.no_grad():
             learned = load_coarse_grained(result.path)(torch.tensor(clean.positions), topology, "network").forces
         error[name] = np.sqrt(np.mean((learned.numpy() - left) ** 2))
