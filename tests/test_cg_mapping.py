@@ -15,7 +15,14 @@ from distillase.datasets.proteins.beads import (
     write_mapped,
 )
 from distillase.datasets.proteins.frames import Piece, Source
-from distillase.datasets.proteins.mapping import ForceMapper, check_map, map_forces, rigid_clusters, rigid_pairs
+from distillase.datasets.proteins.mapping import (
+    ForceMapper,
+    check_map,
+    map_forces,
+    rigid_clusters,
+    rigid_pairs,
+    root_mean_square,
+)
 from distillase.datasets.store import Dataset
 
 BEADS = np.array([0, 4])
@@ -200,3 +207,31 @@ def test_a_dataset_of_atoms_is_not_one_of_beads(tmp_path) -> None:
     path = write_dataset(tmp_path / "water.h5", [(structure, None)], provenance={})
     with pytest.raises(DataError, match="cg map"):
         read_beads(path)
+
+
+def test_a_map_of_few_frames_does_not_fit_their_noise() -> None:
+    """Forces of many atoms on two beads, of fewer frames than there are atoms: drawn towards the basic map."""
+    rng = np.random.default_rng(4)
+    n_atoms, beads = 60, np.array([0, 30])
+    mixing = np.eye(n_atoms)
+    mixing[0, 1:5], mixing[30, 31:35] = -0.5, -0.5  # what four atoms feel is felt by the bead with the other sign
+    few, others, many = (rng.normal(0, 1, (n, n_atoms, 3)).transpose(0, 2, 1) @ mixing.T for n in (12, 12, 3000))
+    made, held, unseen = (ForceMapper(beads, np.zeros((0, 2)), n_atoms) for _ in range(3))
+    for mapper_, frames_ in ((made, few), (held, others), (unseen, many)):
+        mapper_.add(frames_.transpose(0, 2, 1))
+
+    def noise(weights: np.ndarray) -> float:
+        return root_mean_square([map_forces(many.transpose(0, 2, 1), weights)])
+
+    ridge = made.best_ridge(held)
+    assert ridge > 1e-3
+    assert noise(made.solve("optimal", ridge)) < 0.95 * noise(made.solve("basic"))
+    assert noise(made.solve("optimal")) > noise(made.solve("basic"))
+    # With frames enough there is nothing to draw it with, and the sum of both parts is the whole.
+    both = ForceMapper(beads, np.zeros((0, 2)), n_atoms)
+    both.add(few.transpose(0, 2, 1))
+    both.add(many.transpose(0, 2, 1))
+    rest = both.without(made)
+    assert rest.n_frames == 3000
+    assert np.allclose(rest.solve("optimal"), unseen.solve("optimal"), atol=1e-9)
+    assert rest.best_ridge(unseen) < 1e-3

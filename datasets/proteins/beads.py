@@ -85,14 +85,16 @@ def write_mapped(
         whole.add(piece.forces)
         half.add(piece.forces[: max(0, total // 2 - seen)])
         seen += len(piece.forces)
-    weights = whole.solve(kind)
+    ridge = half.best_ridge(whole.without(half)) if kind == "optimal" and half.n_frames else 0.0
+    weights = whole.solve(kind, ridge)
     if kind != "raw":
         check_map(weights, source.beads, pairs)
-    rms = _compare(half, pieces, total // 2)
+    rms = _compare(half, pieces, total // 2, ridge)
     provenance = {
         "kind": KIND,
         "sequences": {source.name: source.sequence},
         "map": kind,
+        "map_ridge": ridge,
         "constraints": len(pairs),
         "source": source.record,
         "rms_force": rms,
@@ -112,9 +114,11 @@ def _find_pairs(source: Source, pieces: Iterable[Piece]) -> np.ndarray:
     return rigid_pairs(np.concatenate(first)[:_TEST_FRAMES])
 
 
-def _compare(half: ForceMapper, pieces: Callable[[], Iterable[Piece]], n_half: int) -> dict[str, tuple[float, float]]:
+def _compare(
+    half: ForceMapper, pieces: Callable[[], Iterable[Piece]], n_half: int, ridge: float
+) -> dict[str, tuple[float, float]]:
     rms = {}
-    maps = {kind: half.solve(kind) for kind in ("raw", "basic", "optimal")}  # type: ignore[arg-type]
+    maps = {kind: half.solve(kind, ridge) for kind in ("raw", "basic", "optimal")}  # type: ignore[arg-type]
     for kind, weights in maps.items():
         parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         seen = 0

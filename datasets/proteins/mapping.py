@@ -8,6 +8,7 @@ one with the smallest mean square is the least noisy, and the solution of a line
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Literal, get_args
 
@@ -22,6 +23,7 @@ MapKind = Literal["raw", "basic", "optimal"]
 _RIGID = 0.01  # Å; files of rounded coordinates blur rigid distances by half of this, and no bond vibrates as little
 _NEAR = 3.0  # Å; no rigid distance is longer
 _RIDGE = 1e-8  # of the mean diagonal: decides between maps that fit alike
+_RIDGES = (_RIDGE, *(float(x) for x in 10.0 ** np.arange(-4.0, 1.51, 0.5)))
 
 
 def rigid_pairs(positions: np.ndarray, tolerance: float = _RIGID) -> np.ndarray:
@@ -92,11 +94,30 @@ class ForceMapper:
         self._gram += sums @ sums.T
         self.n_frames += len(forces)
 
-    def solve(self, kind: MapKind) -> np.ndarray:
+    def best_ridge(self, others: ForceMapper) -> float:
+        """Which ridge makes the optimal map of these frames the least noisy one on others.
+
+        With few frames a map without any fits their noise: 200 frames of 35 residues gave 5.0 kcal/mol/Å on themselves
+        and 30.1 on others, where the basic map has 24.6.
+        """
+        noise = []
+        for ridge in _RIDGES:
+            weights = self._clustered("optimal", ridge)
+            noise.append(float(np.einsum("bc,cd,bd->", weights, others._gram, weights)))
+        return _RIDGES[int(np.argmin(noise))]
+
+    def without(self, part: ForceMapper) -> ForceMapper:
+        """Of the frames that are not in `part`, which is of some of these."""
+        rest = copy.copy(self)
+        rest._gram, rest.n_frames = self._gram - part._gram, self.n_frames - part.n_frames
+        return rest
+
+    def solve(self, kind: MapKind, ridge: float = _RIDGE) -> np.ndarray:
         """The map (B, N).
 
         ``raw`` takes the force on the Cα alone, which is right only where nothing binds it rigidly; ``basic`` that of
-        the Cα and what is rigidly bound to it; ``optimal`` has the smallest mean square over the frames seen.
+        the Cα and what is rigidly bound to it; ``optimal`` has the smallest mean square over the frames seen. `ridge`,
+        of the mean diagonal of its normal equations, draws it towards the basic one.
         """
         if kind not in get_args(MapKind):
             raise InputError(f"The map is {kind!r}; allowed are {', '.join(map(repr, get_args(MapKind)))}.")
@@ -104,6 +125,10 @@ class ForceMapper:
         if kind == "raw":
             weights[np.arange(len(self.beads)), self.beads] = 1.0
             return weights
+        return self._clustered(kind, ridge)[:, self.clusters]
+
+    def _clustered(self, kind: MapKind, ridge: float) -> np.ndarray:
+        """(B, C) weights of clusters."""
         by_cluster = np.zeros((len(self.beads), self.n_clusters))
         by_cluster[np.arange(len(self.beads)), self.own] = 1.0
         if kind == "optimal":
@@ -111,10 +136,10 @@ class ForceMapper:
                 raise DataError("The optimal map needs frames; there are none.")
             free = np.setdiff1d(np.arange(self.n_clusters), self.own)
             gram = self._gram[np.ix_(free, free)]
-            ridge = _RIDGE * max(float(np.trace(gram)) / max(len(free), 1), np.finfo(float).tiny)
+            added = ridge * max(float(np.trace(gram)) / max(len(free), 1), np.finfo(float).tiny)
             right = -self._gram[np.ix_(free, self.own)]
-            by_cluster[:, free] = np.linalg.solve(gram + ridge * np.eye(len(free)), right).T
-        return by_cluster[:, self.clusters]
+            by_cluster[:, free] = np.linalg.solve(gram + added * np.eye(len(free)), right).T
+        return by_cluster
 
 
 def map_forces(forces: np.ndarray, weights: np.ndarray) -> np.ndarray:
