@@ -10,6 +10,7 @@ import torch
 
 from distillase.ase_calcs.errors import InputError
 from distillase.ase_calcs.modelfile import save_model
+from distillase.ase_calcs.potential import ModelHeader
 from distillase.ase_calcs.proteins.chains import Chains, extended_chain, write_pdb
 from distillase.ase_calcs.proteins.model import CoarseGrainedModel
 from distillase.ase_calcs.proteins.simulate import ReplicaLangevin, SimulationConfig
@@ -126,3 +127,49 @@ def test_the_command_writes_a_page(reference, tmp_path, capsys) -> None:
     assert "another name" in capsys.readouterr().err
     assert main([*words, "--native", f"nobody={tmp_path / 'native.pdb'}"]) == 2
     assert "names no protein" in capsys.readouterr().err
+
+
+def test_a_hybrid_is_judged_with_its_parts(reference, tmp_path, capsys) -> None:
+    """Its network was never trained, so nothing is gained; and what it has learned from is said of it."""
+    pytest.importorskip("allegro")
+    from distillase.ase_calcs.modelfile import build_potential
+    from distillase.training.proteins.run import assemble
+
+    options = {"scalar_features": 8, "tensor_features": 4, "n_basis": 6, "mlp": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_potential("allegro", tuple(range(1, 21)), options, dtype=torch.float32)
+    network.energy_scale.fill_(0.02)
+    model = assemble(made().prior, network, tuple(range(1, 21)), 300.0)
+    model.header = ModelHeader(metrics={"trained_on": {SEQUENCE: 10.0}, "mean_forces": {SEQUENCE: 3.0}})
+    save_model(tmp_path / "model.safetensors", model)
+    save_npz(tmp_path / "frames.npz", [reference.frames])
+    np.savez(
+        tmp_path / "means.npz", **{name: getattr(reference.means, name) for name in MeanForces.__dataclass_fields__}
+    )
+    words = ["cg", "report", str(tmp_path / "model.safetensors"), str(tmp_path / "frames.npz"), "--replicas", "4"]
+    words += ["--mean-forces", str(tmp_path / "means.npz"), "--out", str(tmp_path / "out"), "--picoseconds", "2"]
+    assert main(words) == 0
+    assert "of the prior's error" in capsys.readouterr().out
+    (protein,) = json.loads((tmp_path / "out" / "report.json").read_text())["proteins"]
+    assert list(protein["candidates"]) == ["hybrid", "prior", "network only"]
+    assert protein["seen"] is True
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "has learned from it" in page.replace("\n", " ")
+    assert "3 mean forces" in page
+    # The energies of the parts are those of the whole: only the prior's forces are right here.
+    errors = {name: row["mean_force_error"] for name, row in protein["candidates"].items()}
+    assert errors["prior"] < errors["hybrid"] < errors["network only"]
+
+
+def test_a_rare_state_far_away_is_counted(reference) -> None:
+    """Thirty of 6 000 frames lie so far off that a thousandth of them is beyond ten standard deviations."""
+    from distillase.training.proteins.judge import _tica_divergence
+
+    x = np.repeat(reference.frames.positions[:1], 6000, 0)
+    x = x + np.random.default_rng(1).normal(0, 0.01, x.shape)
+    x[3000:3030] *= 1.6
+    tica = fit_tica([x])
+    assert np.abs(tica.project(x)).max() > 10
+    assert _tica_divergence(tica, x, x) == 0.0
+    assert 0.0 < _tica_divergence(tica, x[:3000], x) < 0.05
