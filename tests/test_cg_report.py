@@ -139,7 +139,7 @@ def test_a_hybrid_is_judged_with_its_parts(reference, tmp_path, capsys) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_potential("allegro", tuple(range(1, 21)), options, dtype=torch.float32)
-    network.energy_scale.fill_(0.02)
+    network.energy_scale.fill_(0.3)
     model = assemble(made(0.06).prior, network, tuple(range(1, 21)), 300.0)
     model.header = ModelHeader(metrics={"trained_on": {SEQUENCE: 10.0}, "mean_forces": {SEQUENCE: 3.0}})
     save_model(tmp_path / "model.safetensors", model)
@@ -148,7 +148,7 @@ def test_a_hybrid_is_judged_with_its_parts(reference, tmp_path, capsys) -> None:
         tmp_path / "means.npz", **{name: getattr(reference.means, name) for name in MeanForces.__dataclass_fields__}
     )
     words = ["cg", "report", str(tmp_path / "model.safetensors"), str(tmp_path / "frames.npz"), "--replicas", "4"]
-    words += ["--mean-forces", str(tmp_path / "means.npz"), "--out", str(tmp_path / "out"), "--picoseconds", "2"]
+    words += ["--mean-forces", str(tmp_path / "means.npz"), "--out", str(tmp_path / "out"), "--picoseconds", "1"]
     assert main(words) == 0
     assert "of the prior's error" in capsys.readouterr().out
     (protein,) = json.loads((tmp_path / "out" / "report.json").read_text())["proteins"]
