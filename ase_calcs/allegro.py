@@ -19,6 +19,7 @@ from .errors import InputError, require
 from .potential import AtomicTerms, Potential
 
 _BUILDING = threading.Lock()
+_HANDED_LAYERS = 2
 _SPAN = 6  # splines that overlap
 
 
@@ -36,6 +37,10 @@ class Allegro(Potential):
     parity
         Whether tensor features of both parities are kept. Without them it is faster, and cannot build what changes
         its sign under reflection.
+    handed
+        Whether a structure and its mirror image may have different energies, as chains of amino acids on one bead each
+        do, whose other atoms are what makes them handed. Everything counts as even then, and triple products of edges
+        are scalars, for which two layers are needed. Not for atoms: theirs are the same.
     layers
         Tensor-product layers.
     scalar_features, tensor_features
@@ -64,6 +69,7 @@ class Allegro(Potential):
         cutoff: float = 12.0,
         l_max: int = 1,
         parity: bool = True,
+        handed: bool = False,
         layers: int = 1,
         scalar_features: int = 32,
         tensor_features: int = 8,
@@ -77,7 +83,12 @@ class Allegro(Potential):
         for name, value, least in (("l_max", l_max, 1), ("layers", layers, 1), ("n_basis", n_basis, 1)):
             if value < least:
                 raise InputError(f"`{name}` is {value}; it must be {least} or more.")
-        self.l_max, self.parity, self.layers = int(l_max), bool(parity), int(layers)
+        if handed and layers < _HANDED_LAYERS:
+            raise InputError(
+                f"`handed` needs two layers or more, and `layers` is {layers}: with one, no feature tells a structure "
+                "from its mirror image."
+            )
+        self.l_max, self.parity, self.layers, self.handed = int(l_max), bool(parity), int(layers), bool(handed)
         self.scalar_features, self.tensor_features = int(scalar_features), int(tensor_features)
         if embedding not in ("types", "pairs"):
             raise InputError(f"`embedding` is {embedding!r}; allowed are 'types' and 'pairs'.")
@@ -88,6 +99,8 @@ class Allegro(Potential):
         o3 = require("e3nn.o3", extra="allegro", purpose="build Allegro networks")
         harmonics = o3.Irreps.spherical_harmonics(self.l_max, p=-1)
         allowed = o3.Irreps([(1, (k, p)) for k in range(self.l_max + 1) for p in (1, -1)]) if parity else harmonics
+        if self.handed:
+            harmonics = allowed = o3.Irreps([(1, (k, 1)) for k in range(self.l_max + 1)])
         embed: dict[str, Any] = {
             "_target_": f"{embeddings.__name__}.TwoBodyBesselScalarEmbed", "num_bessels": self.n_basis,
         }  # fmt: skip
@@ -120,8 +133,8 @@ class Allegro(Potential):
     def hyperparameters(self) -> dict[str, Any]:
         """Keyword arguments that build this network again."""
         names = (
-            "cutoff", "l_max", "parity", "layers", "scalar_features", "tensor_features", "n_basis", "embedding", "mlp",
-            "mean_neighbors",
+            "cutoff", "l_max", "parity", "handed", "layers", "scalar_features", "tensor_features", "n_basis",
+            "embedding", "mlp", "mean_neighbors",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

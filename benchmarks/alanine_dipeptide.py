@@ -82,8 +82,8 @@ def compared(counts: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     return {
         "divergence_bits": jensen_shannon(counts.ravel(), reference.ravel()),
         "free_energy_rms_kcal": float(np.sqrt((difference**2).mean())),
-        "left_handed": float(p[right].sum()),
-        "helical": float(p[~right][:, helical].sum()),
+        "left_handed": float(counts[right].sum() / counts.sum()),
+        "helical": float(counts[~right][:, helical].sum() / counts.sum()),
     }
 
 

@@ -61,7 +61,10 @@ def graph(positions: np.ndarray) -> AtomGraph:
     return bead_graph(torch.tensor(positions), topology, 12.0, torch.float64)
 
 
-@pytest.mark.parametrize("settings", [{}, {"l_max": 2, "layers": 2}, {"parity": False}, {"embedding": "pairs"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"l_max": 2, "layers": 2}, {"parity": False}, {"embedding": "pairs"}, {"handed": True, "layers": 2}],
+)
 def test_allegro_has_the_symmetries_of_a_potential(settings) -> None:
     from scipy.spatial.transform import Rotation
 
@@ -79,12 +82,16 @@ def test_allegro_has_the_symmetries_of_a_potential(settings) -> None:
     assert slope == pytest.approx(-float(one.forces[13, 1]), abs=1e-7)
 
 
-def test_allegro_is_blind_to_handedness_and_the_prior_is_not() -> None:
+def test_allegro_is_blind_to_handedness_unless_it_shall_not_be_and_the_prior_is_not() -> None:
     """Its energies are scalars of even parity: a chain and its mirror image are one to it, whatever it has learned."""
     x = configurations()
     model = network(layers=3, l_max=2)
     difference = (model(graph(x)).energy - model(graph(-x)).energy).abs()
     assert float(difference.max()) < 1e-11
+    handed = network(layers=2, handed=True)
+    assert float((handed(graph(x)).energy - handed(graph(-x)).energy).abs().min()) > 1e-4
+    with pytest.raises(InputError, match="two layers"):
+        network(handed=True)
     with torch.no_grad():
         prior = Prior()
         prior.dihedral[:, prior.n_dihedral] = 0.2

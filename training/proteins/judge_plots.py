@@ -106,9 +106,7 @@ def profile(one: Judged, name: str) -> str:
         edges = np.linspace(0, 1, 26) if contacts else np.linspace(reference.min() - 1, reference.max() + 2, 26)
         each = [_free_energy(measured(run), edges, kelvin) for run in one.reference.runs()]
         middle = 0.5 * (edges[1:] + edges[:-1])
-        axis.fill_between(
-            middle, np.nanmin(each, axis=0), np.nanmax(each, axis=0), color=TEACHER, alpha=0.25, linewidth=0
-        )
+        axis.fill_between(middle, np.fmin.reduce(each), np.fmax.reduce(each), color=TEACHER, alpha=0.25, linewidth=0)
         axis.plot(middle, _free_energy(reference, edges, kelvin), color=TEACHER, label="reference and its runs")
         for label, x in _known(one).items():
             axis.plot(
