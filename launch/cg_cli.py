@@ -205,7 +205,7 @@ def train(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="[NAME=]FOLDER",
-            help="Learn from the mean forces of `cg mean-force` too; repeatable.",
+            help="Learn from mean forces too, a folder of `cg mean-force` or an .npz file; repeatable.",
             show_default=False,
         ),
     ] = None,

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..ase_calcs.errors import DataError, InputError
 from ..ase_calcs.progress import Progress
 from ..datasets.proteins.beads import TOLERANCE, BeadFrames, load_npz, read_beads
+from ..datasets.proteins.mean_force import load_mean_forces
 from ..datasets.store import Dataset
 
 
@@ -44,7 +43,7 @@ def report(
                 f"The native structure of {p.name} has {len(native[p.name])} residues, its frames "
                 f"{p.positions.shape[1]}."
             )
-    averaged = {name: _mean_forces(file) for name, file in _by_protein(means, here, "--mean-forces").items()}
+    averaged = {name: load_mean_forces(file) for name, file in _by_protein(means, here, "--mean-forces").items()}
     compared = {name: load_coarse_grained(file) for name, file in _named(others).items()}
     for name, other in compared.items():
         if abs(other.temperature - model.temperature) > TOLERANCE:
@@ -122,16 +121,3 @@ def _by_protein(texts: Sequence[str], proteins: Sequence[BeadFrames], option: st
             )
         found[name] = file
     return found
-
-
-def _mean_forces(path: str) -> Any:
-    """A folder of `cg mean-force`, or an NPZ file with the same arrays of all configurations."""
-    from ..datasets.proteins.mean_force import MeanForces, load_mean_forces
-
-    if not path.endswith(".npz"):
-        return load_mean_forces(path)
-    try:
-        with np.load(path) as data:
-            return MeanForces(**{name: data[name].astype(float) for name in MeanForces.__dataclass_fields__})
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"`{path}` holds no mean forces ({error}).") from error

@@ -367,7 +367,7 @@ def named_folder(text: str, names: Iterable[str], option: str) -> tuple[str, Pat
 
 
 def mean_frames(text: str, proteins: Sequence[BeadFrames], temperature: float) -> BeadFrames:
-    """``NAME=FOLDER``: the mean forces in a folder, of the protein of that name."""
+    """``NAME=FOLDER``: the mean forces in a folder, or an NPZ file, of the protein of that name."""
     from ..datasets.proteins.mean_force import as_frames, load_mean_forces
 
     by_name = {p.name: p for p in proteins}
@@ -381,7 +381,13 @@ def mean_frames(text: str, proteins: Sequence[BeadFrames], temperature: float) -
                 f"The mean forces in {folder} are of {found['sequence']} at {found['temperature']:g} K, and {name} is "
                 f"{other} at {temperature:g} K."
             )
-    return as_frames(load_mean_forces(folder), name, by_name[name].sequence, temperature)
+    known = load_mean_forces(folder)
+    if known.positions.shape[1] != len(by_name[name].types):
+        raise InputError(
+            f"The mean forces in {folder} are of {known.positions.shape[1]} beads, and {name} has "
+            f"{len(by_name[name].types)}."
+        )
+    return as_frames(known, name, by_name[name].sequence, temperature)
 
 
 def stability_table(found: Iterable[Any]) -> str:

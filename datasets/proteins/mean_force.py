@@ -319,11 +319,22 @@ def _compute(
 def load_mean_forces(folder: str | Path) -> MeanForces:
     """What `mean_forces` has written so far, without configurations that are too strained for all atoms.
 
+    Parameters
+    ----------
+    folder
+        Of `mean_forces`; or an NPZ file with the arrays of `MeanForces`.
+
     Raises
     ------
     DataError
         There is nothing.
     """
+    if str(folder).endswith(".npz"):
+        try:
+            with np.load(folder) as data:
+                return MeanForces(**{name: data[name].astype(float) for name in MeanForces.__dataclass_fields__})
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"`{folder}` holds no mean forces ({error}).") from error
     files = sorted(Path(folder).glob("[0-9]*.npz"))
     if not files:
         raise DataError(f"{folder} holds no mean forces. `distillase cg mean-force` computes them.")
