@@ -348,7 +348,7 @@ def lammps(
     seed: Seed = 1,
 ) -> None:
     """Write a folder that LAMMPS runs: bonds and dihedrals in its own styles, the rest through `fix external`."""
-    from .proteins import write_for_lammps
+    from .cg_simulate import write_for_lammps
 
     write_for_lammps(
         model,
@@ -399,8 +399,8 @@ def simulate(
     Frames are written while it runs: interrupted, it leaves those that there are.
     """
     from ..ase_calcs.proteins.simulate import SimulationConfig
-    from .proteins import ExchangeSettings
-    from .proteins import simulate as run
+    from .cg_simulate import ExchangeSettings
+    from .cg_simulate import simulate as run
 
     rungs = _numbers(temperatures, "--temperatures")
     if (rungs or hottest is not None) and not exchange:

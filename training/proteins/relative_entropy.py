@@ -136,7 +136,6 @@ class _Run:
         self.task = BeadTask(potential, recipe.loss)
         self.noise = recipe.loss.frame_noise
         self.kt = KB * recipe.temperature
-        # For every configuration whose place is looked at there are so many forces, mean forces among them.
         self.places = sum(len(p.positions) for p in proteins)
         self.device = potential.device
         folder.mkdir(parents=True, exist_ok=True)
