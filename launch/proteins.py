@@ -188,6 +188,9 @@ def make_mean_forces(
     def rms(values: np.ndarray) -> str:
         return f"{np.sqrt(np.mean(values**2)) / KCAL_PER_MOL:.3f}"
 
+    missing = config.configurations - len(structures)
+    if missing:
+        progress.say(f"{missing} of {config.configurations} configurations are left out: too strained for all atoms")
     table.add_row(f"of {len(structures)} configurations", rms(found.forces), "")
     table.add_row("their standard error", rms(found.errors), "")
     table.add_row("their standard error without control variates", rms(found.raw_errors), "")
