@@ -100,3 +100,27 @@ def test_configurations_that_all_atoms_cannot_bear_are_left_out(tmp_path) -> Non
     (tmp_path / "0000.npz").unlink()
     with pytest.raises(DataError, match="strained"):
         load_mean_forces(tmp_path)
+
+
+def test_a_strained_configuration_is_written_down_as_such_and_other_errors_are_not(tmp_path, monkeypatch) -> None:
+    openmm = pytest.importorskip("openmm")
+    from distillase.datasets.proteins import mean_force
+
+    target = np.zeros((3, 3))
+    job = mean_force._Job(tmp_path / "0000.npz", target, target, np.arange(3), "", MeanForceConfig(), 0)
+
+    def run(error: Exception) -> None:
+        def fail(*words: object) -> None:
+            raise error
+
+        monkeypatch.setattr(mean_force, "_sample", fail)
+        mean_force._run(job, lambda amount: None)
+
+    for strained in (DataError("blew up"), openmm.OpenMMException("Particle coordinate is NaN.")):
+        run(strained)
+        with np.load(job.file) as data:
+            assert all(np.isnan(data[name]).all() for name in ("forces", "errors", "raw_errors"))
+        job.file.unlink()
+    with pytest.raises(openmm.OpenMMException, match="memory"):
+        run(openmm.OpenMMException("out of memory"))
+    assert not job.file.exists()

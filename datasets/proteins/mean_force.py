@@ -359,8 +359,8 @@ def _run(job: _Job, advance: Advance) -> None:
         on_beads, on_others = _sample(job, advance)
         mean, error = average(on_beads, on_others)
         _, raw = average(on_beads, None)
-    except (DataError, openmm.OpenMMException) as error:
-        if not isinstance(error, DataError) and "nan" not in str(error).lower():
+    except (DataError, openmm.OpenMMException) as problem:
+        if not isinstance(problem, DataError) and "nan" not in str(problem).lower():
             raise  # something else is wrong
         # Too strained for all atoms. It stays so, and must not keep the others from being done.
         mean = error = raw = np.full(job.target.shape, np.nan)
