@@ -28,7 +28,15 @@ from distillase.training.proteins.config import (
     second_stage,
 )
 from distillase.training.proteins.run import fresh_network, split_frames, train_beads, without_validated
-from distillase.training.proteins.task import INDEX, BeadTable, BeadTask, leftover, mean_force_weights
+from distillase.training.proteins.task import (
+    INDEX,
+    BeadTable,
+    BeadTask,
+    closest,
+    leftover,
+    mean_force_weights,
+    pressed_together,
+)
 
 pytest.importorskip("allegro")
 
@@ -227,6 +235,24 @@ def test_batches_mix_proteins_of_different_length_and_equal_graphs() -> None:
     assert made.edge_counts[[7, 0, 3]].sum() == batch.edges.shape[1]
     assert np.allclose(x[:10], proteins[0].positions[0])
     assert np.allclose(batch.positions[20:].numpy(), proteins[1].positions[2])
+
+
+def test_half_of_the_decoys_have_two_beads_closer_than_any_frame() -> None:
+    p = frames(n=40)
+    least = closest(p.positions)
+    i, j = np.triu_indices(10, 2)
+    assert least == np.linalg.norm(p.positions[:, i] - p.positions[:, j], axis=-1).min()
+    made = table([p], decoys=0.5)
+    batch = made.batch(np.arange(40, 60))
+    x = batch.positions.numpy().reshape(20, 10, 3)
+    shortest = np.linalg.norm(x[:, i] - x[:, j], axis=-1).min(1)
+    assert (shortest[:10] < least).all()
+    assert (shortest[:10] > 0.69 * least).all()
+    # Two beads of each are moved, and only these.
+    moved = np.array([(np.abs(a - p.positions).max(2) > 1e-12).sum(1).min() for a in x[:10]])
+    assert (moved == 2).all()
+    assert np.isinf(closest(np.zeros((3, 2, 3))))
+    assert pressed_together(np.zeros((3, 2, 3)), 4.0, np.random.default_rng(0)).shape == (3, 2, 3)
 
 
 def test_the_loss_is_the_weighted_mean_square_and_decoys_want_silence() -> None:

@@ -51,8 +51,9 @@ class BeadLossConfig:
         Å², weight of the squared change of the network's forces per squared displacement, (F(x + δ) − F(x))²/δ², with
         random δ: forces then vary slowly where data are few. It takes as long as a second evaluation.
     decoys
-        Configurations, as a share of the frames, moved off the data by `decoy_noise`, at which the network shall say
-        nothing: there the prior is alone, which is stable.
+        Configurations, as a share of the frames, at which the network shall say nothing: there the prior is alone,
+        which is stable. One half is moved off the data by `decoy_noise`, in the other two beads are closer than in any
+        frame.
     decoy_noise
         Å, standard deviation on every coordinate.
     decoy_weight

@@ -23,6 +23,8 @@ from .config import BeadLossConfig
 SUMS = ("frames", "weight", "loss", "square", "target_square", "product", "network_square", "components")
 INDEX = {name: k for k, name in enumerate(SUMS)}
 _AT_ONCE = 500
+_PRESSED = 0.3
+_NEAR_PAIRS = 10
 _STEP = 0.1  # Å, root mean square displacement on a coordinate by which smoothness is measured
 _UNIFORM = 12**-0.5  # standard deviation of numbers spread evenly over one
 _GOLDEN = 1e3 * 0.6180339887
@@ -67,6 +69,38 @@ class BeadBatch:
     def to(self, device: torch.device | str) -> BeadBatch:
         """A copy on another device."""
         return BeadBatch(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+
+def closest(positions: np.ndarray) -> float:
+    """Å, the shortest distance in (T, B, 3) between beads that are not bonded."""
+    i, j = np.triu_indices(positions.shape[1], 2)
+    if not len(i) or not len(positions):
+        return np.inf
+    return float(
+        min(
+            np.linalg.norm(x[:, i] - x[:, j], axis=-1).min()
+            for x in np.array_split(positions, 1 + len(positions) // _AT_ONCE)
+        )
+    )
+
+
+def pressed_together(positions: np.ndarray, least: float, rng: np.random.Generator) -> np.ndarray:
+    """(T, B, 3) with two beads of each, one of the nearer pairs, moved along the line between them until they are
+    closer than any frame has them: less than `least` (Å) apart, by up to `_PRESSED`.
+
+    Nothing else tells a network that its forces may not pull beads together that the data keep apart.
+    """
+    made = positions.copy()
+    i, j = np.triu_indices(positions.shape[1], 2)
+    if not len(i):
+        return made
+    for x in made:
+        distance = np.linalg.norm(x[i] - x[j], axis=-1)
+        near = rng.choice(np.argsort(distance)[:_NEAR_PAIRS])
+        a, b = i[near], j[near]
+        step = 0.5 * (1 - least * (1 - _PRESSED * rng.random()) / distance[near]) * (x[b] - x[a])
+        x[a], x[b] = x[a] + step, x[b] - step
+    return made
 
 
 def leftover(prior: Prior, protein: BeadFrames) -> np.ndarray:
@@ -130,7 +164,9 @@ class BeadTable:
         for k, p in enumerate(proteins):
             n = len(p.positions)
             chosen = rng.choice(n, round(loss.decoys * n), replace=False)
+            half = len(chosen) // 2
             moved = p.positions[chosen] + rng.normal(0, loss.decoy_noise, p.positions[chosen].shape)
+            moved[:half] = pressed_together(p.positions[chosen[:half]], closest(p.positions), rng)
             positions = np.concatenate([p.positions, moved])
             forces = np.concatenate([leftover(prior, p), np.zeros_like(moved)])
             kelvin = np.where(np.isnan(p.temperatures), temperature, p.temperatures)
