@@ -89,6 +89,22 @@ def test_mean_forces_of_a_peptide(tmp_path) -> None:
     assert error_of_prior < error_of_nothing
 
 
+def test_a_hopeless_beginning_ends_at_once(tmp_path) -> None:
+    """Not after hours: configurations that blow up are left out one by one, but not all of them."""
+    pytest.importorskip("openmm")
+    pytest.importorskip("pdbfixer")
+    from distillase.datasets.proteins import ReferenceConfig, build_sequence, run_reference
+    from distillase.datasets.proteins.mean_force import mean_forces_from
+
+    reference = ReferenceConfig(nanoseconds=0.02, temperatures=(300.0,), starts=("extended",))
+    protein = build_sequence("AGA")
+    folder = run_reference(protein, tmp_path / "reference", reference)
+    config = MeanForceConfig(picoseconds=4.0, anneal=1.0, equilibrate=1.0)
+    in_one_place = np.zeros((12, len(protein.positions), 3))
+    with pytest.raises(DataError, match=r"None of the first 8 configurations .* 1000 K is too hot"):
+        mean_forces_from(in_one_place, np.zeros((12, 3, 3)), folder, tmp_path / "mean", config)
+
+
 def test_configurations_that_all_atoms_cannot_bear_are_left_out(tmp_path) -> None:
     """They stay as they are: what was computed of the others must not wait for them."""
     from distillase.datasets.proteins.mean_force import load_mean_forces

@@ -45,6 +45,7 @@ _COOLING = 20  # temperatures on the way down
 _APPROACH = 5  # steps by which beads are brought to where they shall be
 _PAIRS = 200  # of distances, by which configurations are compared
 _RIDGE = 1e-3  # of the mean diagonal: there are about as many atoms as independent samples
+_HOPELESS = 8  # configurations without a mean force, and no other
 _PURPOSE = "compute mean forces"
 
 
@@ -165,7 +166,8 @@ def mean_forces(
     Raises
     ------
     DataError
-        The reference has fewer frames than configurations are asked for.
+        The reference has fewer frames than configurations are asked for, or none of the first can be held with all
+        atoms around it.
     InputError
         It is in explicit water, or `folder` holds mean forces of other settings.
     """
@@ -307,6 +309,8 @@ def mean_forces_from(
 
     Raises
     ------
+    DataError
+        Of the first configurations none can be held with all atoms around it.
     InputError
         As `mean_forces`.
     """
@@ -339,8 +343,14 @@ def mean_forces_from(
         with progress.task("mean forces, ps", each * len(jobs)) as task:
             task.advance(each * (len(jobs) - len(left)))
             if left:
-                for _ in in_processes(_run, left, workers, task):
-                    pass
+                held = 0
+                for done, (_, fine) in enumerate(in_processes(_run, left, workers, task), 1):
+                    held += fine
+                    if done >= _HOPELESS and not held:
+                        raise DataError(
+                            f"None of the first {done} configurations could be held with all atoms around it: they are "
+                            f"strained, or annealing to {config.hottest:g} K is too hot. The others were not begun."
+                        )
     return load_mean_forces(folder)
 
 
@@ -381,7 +391,8 @@ def load_mean_forces(folder: str | Path) -> MeanForces:
     return MeanForces(**{name: np.stack(found) for name, found in values.items()})
 
 
-def _run(job: _Job, advance: Advance) -> None:
+def _run(job: _Job, advance: Advance) -> bool:
+    """Write the mean forces of one configuration; False if all atoms cannot bear it."""
     openmm: Any = require("openmm", extra="proteins", purpose=_PURPOSE)
     try:
         on_beads, on_others = _sample(job, advance)
@@ -396,6 +407,7 @@ def _run(job: _Job, advance: Advance) -> None:
     np.savez(data, positions=job.target, forces=mean, errors=error, raw_errors=raw)
     with atomic_write(job.file) as temporary:
         temporary.write_bytes(data.getvalue())
+    return bool(np.isfinite(mean).all())
 
 
 def _sample(job: _Job, advance: Advance) -> tuple[np.ndarray, np.ndarray]:
