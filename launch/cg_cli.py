@@ -148,9 +148,8 @@ def mean_force(
     last: Annotated[
         float, typer.Option(help="Share of every run to take them from, at its end; training validates on 0.1.")
     ] = 1.0,
-    picoseconds: Annotated[float, typer.Option(help="Of averaging for each, all its runs together.")] = 10.0,
-    replicates: Annotated[int, typer.Option(min=2, help="Runs of each, heated and cooled first.")] = 2,
-    anneal: Annotated[float, typer.Option(help="ps of each run at 1000 K and on the way down from there.")] = 16.0,
+    picoseconds: Annotated[float, typer.Option(help="Of averaging for each, all its runs together.")] = 8.0,
+    replicates: Annotated[int, typer.Option(min=2, help="Runs of each, begun in different frames.")] = 2,
     workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes; 0: one per core.")] = 0,
     judge: Annotated[
         Optional[list[Path]],  # noqa: UP045
@@ -164,7 +163,7 @@ def mean_force(
 
     config = MeanForceConfig(
         configurations=configurations, last=last, temperature=temperature, picoseconds=picoseconds,
-        replicates=replicates, anneal=anneal,
+        replicates=replicates,
     )  # fmt: skip
     make_mean_forces(reference, out, config, judge=judge or [], seed=seed, workers=workers, progress=make_progress())
 
@@ -308,8 +307,8 @@ def refine(
     ] = None,
     mean_force_picoseconds: Annotated[
         float, typer.Option(help="Of averaging for each configuration, all its runs together.")
-    ] = 10.0,
-    replicates: Annotated[int, typer.Option(help="Runs of each, heated and cooled first.")] = 2,
+    ] = 8.0,
+    replicates: Annotated[int, typer.Option(help="Runs of each, begun in different frames.")] = 2,
     workers: Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Label the frames on which a committee disagrees with mean forces at frozen Cα atoms, and train again.

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from distillase.ase_calcs.errors import DataError, InputError
 from distillase.ase_calcs.proteins.chains import Chains
 from distillase.ase_calcs.proteins.prior import Prior, PriorTopology
-from distillase.datasets.proteins.mean_force import MeanForceConfig, MeanForces, average, force_error
+from distillase.datasets.proteins.mean_force import (
+    AllAtomFrames,
+    MeanForceConfig,
+    MeanForces,
+    average,
+    force_error,
+    most_alike,
+)
 
 
 def forces(runs: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +68,7 @@ def test_mean_forces_of_a_peptide(tmp_path) -> None:
 
     reference = ReferenceConfig(nanoseconds=0.02, temperatures=(300.0,), starts=("extended",))
     folder = run_reference(build_sequence("AGA"), tmp_path / "reference", reference)
-    config = MeanForceConfig(configurations=4, picoseconds=8.0, anneal=1.0, equilibrate=1.0)
+    config = MeanForceConfig(configurations=4, picoseconds=8.0, apart=5.0, equilibrate=1.0)
     found = mean_forces(folder, tmp_path / "mean", config)
     assert found.forces.shape == (4, 3, 3)
     assert np.sqrt((found.errors**2).mean()) < 0.5 * np.sqrt((found.raw_errors**2).mean())
@@ -89,6 +97,31 @@ def test_mean_forces_of_a_peptide(tmp_path) -> None:
     assert error_of_prior < error_of_nothing
 
 
+def test_runs_begin_in_frames_that_are_alike_and_apart() -> None:
+    """Beads that repeat every ten frames, turned, once mirrored; a fifth atom says which frame it is."""
+    rng = np.random.default_rng(0)
+    shapes = 4 * rng.normal(size=(10, 4, 3))
+    beads, run = np.tile(shapes, (6, 1, 1)), np.repeat([0, 1], 30)
+    beads[30:40, :, 0] *= -1  # the first ten frames of the second run
+    turned = Rotation.random(60, random_state=0)
+    others = np.arange(60)[:, None, None] * np.array([[1.0, 0, 0]])  # tells which frame it is
+    atoms = np.stack([r.apply(np.concatenate([x, o])) for r, x, o in zip(turned, beads, others, strict=True)])
+    frames = AllAtomFrames(atoms.astype(np.float32), run, np.tile(np.arange(30), 2))
+    begin = most_alike(shapes[:3], frames, np.arange(4), 3, apart=10.0)
+    assert begin.shape == (3, 3, 5, 3)
+    assert np.abs(begin[:, :, :4] - shapes[:3, None]).max() < 1e-4  # not the mirror image
+    for k, chosen in enumerate(begin):
+        found = sorted(round(float(np.linalg.norm(x[4]))) for x in chosen)
+        assert set(found) <= {k, k + 10, k + 20, k + 40, k + 50}
+        assert len(set(found)) == 3
+        assert min(np.diff(found)) >= 10
+    one = most_alike(shapes[:1], frames.select(np.arange(12)), np.arange(4), 3, apart=15.0)
+    assert np.array_equal(one[0, 0], one[0, 1])  # there is only one
+    last = most_alike(shapes[:1], frames.select(np.array([0, 10])), np.arange(4), 2, apart=11.0)
+    assert np.array_equal(last[0, 0], last[0, 1])
+    assert frames.runs()[1].tolist() == list(range(30, 60))
+
+
 def test_a_hopeless_beginning_ends_at_once(tmp_path) -> None:
     """Not after hours: configurations that blow up are left out one by one, but not all of them."""
     pytest.importorskip("openmm")
@@ -99,9 +132,9 @@ def test_a_hopeless_beginning_ends_at_once(tmp_path) -> None:
     reference = ReferenceConfig(nanoseconds=0.02, temperatures=(300.0,), starts=("extended",))
     protein = build_sequence("AGA")
     folder = run_reference(protein, tmp_path / "reference", reference)
-    config = MeanForceConfig(picoseconds=4.0, anneal=1.0, equilibrate=1.0)
-    in_one_place = np.zeros((12, len(protein.positions), 3))
-    with pytest.raises(DataError, match=r"None of the first 8 configurations .* 1000 K is too hot"):
+    config = MeanForceConfig(picoseconds=4.0, equilibrate=1.0)
+    in_one_place = np.zeros((12, 2, len(protein.positions), 3))
+    with pytest.raises(DataError, match="None of the first 8 configurations"):
         mean_forces_from(in_one_place, np.zeros((12, 3, 3)), folder, tmp_path / "mean", config)
 
 
@@ -123,7 +156,7 @@ def test_a_strained_configuration_is_written_down_as_such_and_other_errors_are_n
     from distillase.datasets.proteins import mean_force
 
     target = np.zeros((3, 3))
-    job = mean_force._Job(tmp_path / "0000.npz", target, target, np.arange(3), "", MeanForceConfig(), 0)
+    job = mean_force._Job(tmp_path / "0000.npz", target[None], target, np.arange(3), "", MeanForceConfig(), 0)
 
     def run(error: Exception) -> None:
         def fail(*words: object) -> None:

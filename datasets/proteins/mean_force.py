@@ -4,11 +4,12 @@ The Cα atoms get no mass and stay where a frame has them, everything else moves
 fixed Cα the mean force on every other atom is exactly zero, so any linear combination of those forces may be added to
 the one on a Cα without changing its mean (control variates).
 
-Side chains and peptide planes turn more slowly than a run of tens of picoseconds lasts. So each configuration has
-several runs, and in each of them all but the Cα atoms is heated and cooled first; to 1000 K, as at 600 K much stays as
-it was (`benchmarks/mean_force_memory.py`). The Cα atoms that are held keep peptide bonds trans. What the runs differ by
-is the error; the combination that lowers the variance most is fitted on all runs but the one it is used on, so that the
-fit does not bias the mean.
+Side chains and salt bridges rearrange more slowly than a run of tens of picoseconds lasts, so a run averages the force
+over one such state. The reference has visited these states in proportion to their weight: each run begins in another
+frame whose Cα atoms are nearly the same, far from the others in time, and these are drawn to where they shall be. What
+the runs differ by is the error. (Heating and cooling all but the Cα atoms instead would leave side chains in states
+that are 10 to 20 kcal/mol too high.) The combination that lowers the variance most is fitted on all runs but the one it
+is used on, so that the fit does not bias the mean.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ from .system import SystemConfig, make_context, make_system
 _TIMESTEP = 2.5
 _FRICTION = 1.0  # 1/ps
 _LEAST_SAMPLES = 20  # of a run
-_COOLING = 20  # temperatures on the way down
 _APPROACH = 5  # steps by which beads are brought to where they shall be
+_ALIKE = 200  # frames that are looked at more closely
 _PAIRS = 200  # of distances, by which configurations are compared
 _RIDGE = 1e-3  # of the mean diagonal: there are about as many atoms as independent samples
+_THERE = 1e-4  # Å; frames are kept in float32
 _HOPELESS = 8  # configurations without a mean force, and no other
 _PURPOSE = "compute mean forces"
 
@@ -64,13 +66,11 @@ class MeanForceConfig:
     picoseconds
         Of averaging for each, all runs together.
     replicates
-        Runs of each.
-    anneal
-        ps of each run at `hottest` and on the way down from there.
-    hottest
-        K.
+        Runs of each, which begin in different frames.
+    apart
+        ps between any two of these frames in the reference.
     equilibrate
-        ps between cooling and averaging.
+        ps before averaging.
     interval
         ps between the forces that are averaged.
     """
@@ -78,11 +78,10 @@ class MeanForceConfig:
     configurations: int = 100
     last: float = 1.0
     temperature: float = 300.0
-    picoseconds: float = 10.0
+    picoseconds: float = 8.0
     replicates: int = 2
-    anneal: float = 16.0
-    hottest: float = 1000.0
-    equilibrate: float = 2.0
+    apart: float = 50.0
+    equilibrate: float = 3.0
     interval: float = 0.06
 
     def __post_init__(self) -> None:
@@ -91,8 +90,7 @@ class MeanForceConfig:
             "last",
             "temperature",
             "picoseconds",
-            "anneal",
-            "hottest",
+            "apart",
             "equilibrate",
             "interval",
         ):
@@ -133,7 +131,7 @@ class MeanForces:
 @dataclass(frozen=True)
 class _Job:
     file: Path
-    positions: np.ndarray  # (N, 3) Å, all atoms
+    begin: np.ndarray  # (K, N, 3) Å, all atoms, of each run
     target: np.ndarray  # (B, 3) Å, where the beads shall be; mostly where they are
     beads: np.ndarray
     system: str
@@ -172,16 +170,15 @@ def mean_forces(
         It is in explicit water, or `folder` holds mean forces of other settings.
     """
     config = config or MeanForceConfig()
-    frames = all_atom_frames(reference, config.temperature, config.last)
-    if len(frames) < config.configurations:
+    frames = all_atom_frames(reference, config.temperature)
+    late = np.concatenate([rows[len(rows) - max(1, round(config.last * len(rows))) :] for rows in frames.runs()])
+    if len(late) < config.configurations:
         raise DataError(
-            f"{reference} has {len(frames)} frames at {config.temperature:g} K to take {config.configurations} from."
+            f"{reference} has {len(late)} frames at {config.temperature:g} K to take {config.configurations} from."
         )
-    chosen = frames[np.linspace(0, len(frames) - 1, config.configurations).astype(int)].astype(float)
-    beads = open_reference(reference).beads
-    return mean_forces_from(
-        chosen, chosen[:, beads], reference, folder, config, seed=seed, workers=workers, progress=progress
-    )
+    rows = late[np.linspace(0, len(late) - 1, config.configurations).astype(int)]
+    targets = frames.positions[rows][:, open_reference(reference).beads].astype(float)
+    return mean_forces_at(targets, reference, folder, config, seed=seed, workers=workers, progress=progress)
 
 
 def mean_forces_at(
@@ -196,7 +193,7 @@ def mean_forces_at(
 ) -> MeanForces:
     """Mean forces on any configurations of the beads, such as a coarse-grained simulation visits.
 
-    The all-atom frame whose distances between beads are most alike is superposed, and its Cα atoms are drawn to where
+    Each run begins in one of the all-atom frames that are most alike, superposed, whose Cα atoms are drawn to where
     they shall be.
 
     Parameters
@@ -215,47 +212,83 @@ def mean_forces_at(
     """
     config = config or MeanForceConfig()
     frames = all_atom_frames(reference, config.temperature)
-    if not len(frames):
+    if not len(frames.positions):
         raise DataError(f"{reference} has no frames at {config.temperature:g} K to begin with.")
-    beads = open_reference(reference).beads
+    source = open_reference(reference)
     targets = np.asarray(positions, dtype=float)
-    if targets.ndim != 3 or targets.shape[1:] != (len(beads), 3):
-        raise InputError(f"`positions` has shape {targets.shape}; needed is (configurations, {len(beads)}, 3).")
-    begin = most_alike(targets, frames, beads)
+    if targets.ndim != 3 or targets.shape[1:] != (len(source.beads), 3):
+        raise InputError(f"`positions` has shape {targets.shape}; needed is (configurations, {len(source.beads)}, 3).")
+    apart = config.apart / source.record["interval"]
+    begin = most_alike(targets, frames, source.beads, config.replicates, apart)
     return mean_forces_from(begin, targets, reference, folder, config, seed=seed, workers=workers, progress=progress)
 
 
-def most_alike(targets: np.ndarray, frames: np.ndarray, beads: np.ndarray) -> np.ndarray:
-    """(M, N, 3) for each configuration of beads (M, B, 3) the frame of all atoms (T, N, 3) that is most like it,
-    superposed."""
-    return np.stack(
-        [
-            min(
-                (_superposed(frames[k].astype(float), target, beads) for k in near),
-                key=lambda x: _off(x, target, beads),
-            )
-            for near, target in zip(nearest(targets, frames[:, beads]), targets, strict=True)
-        ]
-    )
+@dataclass(frozen=True)
+class AllAtomFrames:
+    """Frames of one temperature, run after run.
+
+    Attributes
+    ----------
+    positions
+        (T, N, 3) Å, float32.
+    run, place
+        (T,) which run a frame belongs to, and where in it.
+    """
+
+    positions: np.ndarray
+    run: np.ndarray
+    place: np.ndarray
+
+    def runs(self) -> list[np.ndarray]:
+        """The rows of each run."""
+        return [np.flatnonzero(self.run == run) for run in np.unique(self.run)]
+
+    def select(self, rows: np.ndarray) -> AllAtomFrames:
+        """Some of them."""
+        return AllAtomFrames(self.positions[rows], self.run[rows], self.place[rows])
 
 
-def all_atom_frames(reference: str | Path, temperature: float, last: float = 1.0, *, first: float = 1.0) -> np.ndarray:
-    """(T, N, 3) Å, float32: frames of a reference at a temperature, of every run the last share of its first share."""
+def all_atom_frames(reference: str | Path, temperature: float) -> AllAtomFrames:
+    """The frames of a reference at a temperature."""
     runs: dict[str, list[np.ndarray]] = {}
     for piece in reference_pieces(reference, (temperature,)):
         runs.setdefault(piece.origin, []).append(piece.positions)
-    if runs:
-        whole = [np.concatenate(run) for run in runs.values()]
-        parts = [run[: max(1, round(first * len(run)))] for run in whole]
-        return np.concatenate([run[len(run) - max(1, round(last * len(run))) :] for run in parts])
-    return np.zeros((0, len(read_protein(Path(reference) / "protein.pdb").positions), 3), dtype=np.float32)
+    whole = [np.concatenate(run) for run in runs.values()]
+    none = np.zeros((0, len(read_protein(Path(reference) / "protein.pdb").positions), 3), dtype=np.float32)
+    return AllAtomFrames(
+        np.concatenate([none, *whole]),
+        np.repeat(np.arange(len(whole)), [len(run) for run in whole]),
+        np.concatenate([np.zeros(0, dtype=int), *(np.arange(len(run)) for run in whole)]),
+    )
 
 
-def nearest(wanted: np.ndarray, frames: np.ndarray, n: int = 8) -> np.ndarray:
-    """(M, n) for each of M configurations (M, B, 3) the frames of (T, B, 3) with the most similar distances.
+def most_alike(targets: np.ndarray, frames: AllAtomFrames, beads: np.ndarray, count: int, apart: float) -> np.ndarray:
+    """(M, K, N, 3) Å: for each configuration of beads (M, B, 3) the K frames whose beads are most like it, superposed.
 
-    Several, as distances do not tell a configuration from its mirror image.
+    Any two of one run are at least `apart` frames from each other; where there are not enough of them, the best ones
+    appear again.
     """
+    found = []
+    for near, target in zip(nearest(targets, frames.positions[:, beads], _ALIKE), targets, strict=True):
+        placed = [_superposed(frames.positions[k].astype(float), target, beads) for k in near]
+        # Distances do not tell a configuration from its mirror image.
+        order = np.argsort([_off(x, target, beads) for x in placed])
+        chosen: list[int] = []
+        for k in order:
+            one = near[k]
+            if all(
+                frames.run[near[j]] != frames.run[one] or abs(frames.place[near[j]] - frames.place[one]) >= apart
+                for j in chosen
+            ):
+                chosen.append(int(k))
+            if len(chosen) == count:
+                break
+        found.append(np.stack([placed[chosen[k % len(chosen)]] for k in range(count)]))
+    return np.stack(found)
+
+
+def nearest(wanted: np.ndarray, frames: np.ndarray, n: int) -> np.ndarray:
+    """(M, n) for each of M configurations (M, B, 3) the frames of (T, B, 3) with the most similar distances."""
     n = min(n, len(frames))
     return squared_differences(wanted, frames).argpartition(n - 1, axis=1)[:, :n]
 
@@ -296,12 +329,12 @@ def mean_forces_from(
 ) -> MeanForces:
     """Mean forces on beads that shall be at `targets`, in runs that begin with all atoms at `begin`.
 
-    What `mean_forces` and `mean_forces_at` do; the means should not depend on where the other atoms begin.
+    What `mean_forces` and `mean_forces_at` do, with frames of their choice.
 
     Parameters
     ----------
     begin
-        (M, N, 3) Å, all atoms.
+        (M, K, N, 3) Å, all atoms, for each of `config.replicates` runs.
     targets
         (M, B, 3) Å.
     reference, folder, config, seed, workers, progress
@@ -339,7 +372,7 @@ def mean_forces_from(
         # In no particular order: what there is after an interruption is spread over the reference.
         order = np.random.default_rng(seed).permutation(len(jobs)).tolist()
         left = {k: jobs[k] for k in order if not jobs[k].file.is_file()}
-        each = config.replicates * (config.anneal + config.equilibrate) + config.picoseconds
+        each = config.replicates * config.equilibrate + config.picoseconds
         with progress.task("mean forces, ps", each * len(jobs)) as task:
             task.advance(each * (len(jobs) - len(left)))
             if left:
@@ -349,7 +382,7 @@ def mean_forces_from(
                     if done >= _HOPELESS and not held:
                         raise DataError(
                             f"None of the first {done} configurations could be held with all atoms around it: they are "
-                            f"strained, or annealing to {config.hottest:g} K is too hot. The others were not begun."
+                            "strained. The others were not begun."
                         )
     return load_mean_forces(folder)
 
@@ -413,24 +446,19 @@ def _run(job: _Job, advance: Advance) -> bool:
 def _sample(job: _Job, advance: Advance) -> tuple[np.ndarray, np.ndarray]:
     """Forces (K, T, B, 3) on beads and (K, T, N − B, 3) on the other atoms, eV/Å, of K runs of T samples."""
     openmm: Any = require("openmm", extra="proteins", purpose=_PURPOSE)
-    config, begin = job.config, _brought(job)
+    config = job.config
     per_sample = max(1, round(config.interval * 1000 / _TIMESTEP))
     samples = round(config.picoseconds / config.replicates * 1000 / _TIMESTEP) // per_sample
-    forces = np.empty((config.replicates, samples, len(begin), 3))
-    hot = max(config.hottest, config.temperature)
-    for run in range(config.replicates):
+    forces = np.empty((config.replicates, samples, *job.begin.shape[1:]))
+    for run, begin in enumerate(job.begin):
         seed = number_of(job.seed, run) % (2**31 - 1) + 1
-        integrator = openmm.LangevinMiddleIntegrator(hot, _FRICTION, _TIMESTEP / 1000)  # K, 1/ps, ps
+        integrator = openmm.LangevinMiddleIntegrator(config.temperature, _FRICTION, _TIMESTEP / 1000)  # K, 1/ps, ps
         integrator.setRandomNumberSeed(seed)
         context = make_context(openmm.XmlSerializer.deserialize(job.system), integrator)
-        context.setPositions(begin / NM)
-        context.setVelocitiesToTemperature(hot, seed)
-        integrator.step(round(config.anneal / 2 * 1000 / _TIMESTEP))
-        for kelvin in np.linspace(hot, config.temperature, _COOLING + 1)[1:]:
-            integrator.setTemperature(float(kelvin))
-            integrator.step(max(1, round(config.anneal / 2 / _COOLING * 1000 / _TIMESTEP)))
+        context.setPositions(_brought(job, begin) / NM)
+        context.setVelocitiesToTemperature(config.temperature, seed)
         integrator.step(round(config.equilibrate * 1000 / _TIMESTEP))
-        advance(config.anneal + config.equilibrate)
+        advance(config.equilibrate)
         for k in range(samples):
             integrator.step(per_sample)
             forces[run, k] = context.getState(forces=True).getForces(asNumpy=True)._value
@@ -441,15 +469,15 @@ def _sample(job: _Job, advance: Advance) -> tuple[np.ndarray, np.ndarray]:
     return forces[:, :, job.beads], np.delete(forces, job.beads, axis=2)
 
 
-def _brought(job: _Job) -> np.ndarray:
+def _brought(job: _Job, begin: np.ndarray) -> np.ndarray:
     """(N, 3) Å: all atoms with the beads where they shall be, the others relaxed."""
-    if np.abs(job.positions[job.beads] - job.target).max() < 1e-6:
-        return job.positions
+    if np.abs(begin[job.beads] - job.target).max() < _THERE:
+        return begin
     openmm: Any = require("openmm", extra="proteins", purpose=_PURPOSE)
-    positions = job.positions
+    positions = begin
     for share in np.linspace(0, 1, _APPROACH + 1)[1:]:
         positions = positions.copy()
-        positions[job.beads] = (1 - share) * job.positions[job.beads] + share * job.target
+        positions[job.beads] = (1 - share) * begin[job.beads] + share * job.target
         integrator = openmm.LangevinMiddleIntegrator(job.config.temperature, 10 * _FRICTION, _TIMESTEP / 2000)
         integrator.setRandomNumberSeed(job.seed % (2**31 - 1) + 1)
         context = make_context(openmm.XmlSerializer.deserialize(job.system), integrator)
