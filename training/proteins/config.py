@@ -21,7 +21,8 @@ class BeadNetworkConfig:
     cutoff
         Å.
     options
-        Further keyword arguments of the architecture, e.g. ``{"layers": 4, "l_max": 2}``.
+        Further keyword arguments of the architecture, e.g. ``{"layers": 4, "l_max": 2}``. An Allegro has two layers and
+        is `handed`, if nothing else is said.
     energy_entropy
         Whether the network is two, for energy and entropy, whose free energy depends on temperature (see
         `distillase.ase_calcs.proteins.split`). It learns from frames of all temperatures then.
@@ -63,6 +64,9 @@ class BeadLossConfig:
         have its error together.
     most_frames
         And at most as many as this.
+    smooth_functions
+        Functions, at most, of a smooth energy that is fitted to the forces of each protein in closed form; the network
+        learns its forces instead of the noisy ones. 0: forces as they are.
     """
 
     magnitude: float = 0.0
@@ -72,9 +76,10 @@ class BeadLossConfig:
     decoy_weight: float = 0.3
     frame_noise: float = 0.35
     most_frames: float = 100.0
+    smooth_functions: int = 4000
 
     def __post_init__(self) -> None:
-        for name in ("magnitude", "smoothness", "decoys", "decoy_weight"):
+        for name in ("magnitude", "smoothness", "decoys", "decoy_weight", "smooth_functions"):
             check_at_least(f"loss.{name}", getattr(self, name), 0.0)
         for name in ("decoy_noise", "frame_noise", "most_frames"):
             check_positive(f"loss.{name}", getattr(self, name))
@@ -95,7 +100,8 @@ class RelativeEntropyConfig:
     lr, lr_final
         Rate of Adam, and the share of it at the end.
     force_weight
-        Of the forces' log-likelihood; 1 is what it is.
+        Of the forces' log-likelihood; 1 is what it is for forces as they are. Smooth forces know more of each frame's
+        mean force than its own force does.
     force_frames
         Forces of how many frames an update looks at.
     ema
@@ -106,12 +112,12 @@ class RelativeEntropyConfig:
         Between checkpoints.
     """
 
-    steps: int = 1000
+    steps: int = 500
     replicas: int = 64
     md_steps: int = 20
     lr: float = 1e-3
     lr_final: float = 0.05
-    force_weight: float = 1.0
+    force_weight: float = 10.0
     force_frames: int = 128
     ema: float = 0.997
     clip: float = 10.0

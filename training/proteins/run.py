@@ -29,6 +29,7 @@ from ..run import keep_freed_memory
 from ..world import World, join_world
 from .config import BeadRecipe
 from .relative_entropy import minimise_relative_entropy
+from .smoothing import smoothed
 from .task import BeadTable, BeadTask
 
 MODEL = "model.safetensors"
@@ -175,11 +176,18 @@ def _train(
         )  # fmt: skip
 
     learned = [*parts[0], *(known for p in means if (known := without_validated(p, parts)) is not None)]
+    metrics: dict[str, dict[str, float]] = {"trained_on": {p.sequence: float(len(p.positions)) for p in parts[0]}}
+    if means:
+        metrics["mean_forces"] = {p.sequence: float(len(p.positions)) for p in learned if p.errors is not None}
+    if recipe.loss.smooth_functions:
+        labels = [p for p in learned if p.errors is not None]
+        learned, metrics["smooth_forces"] = smoothed(
+            prior, parts[0], labels, recipe.loss, temperature=recipe.temperature, progress=progress
+        )
     training, validation = table(learned, recipe.loss.decoys), table(parts[1], 0.0)
     elements = tuple(sorted({int(t) + 1 for p in parts[0] for t in p.types}))
     potential = fresh_network(recipe, elements, training).to(world.device(recipe.engine.device))
     task = BeadTask(potential, recipe.loss)
-    metrics: dict[str, dict[str, float]] = {}
     for number, stage in enumerate(recipe.stages):
         stage = dataclasses.replace(stage, engine=recipe.engine)
         folder = run_dir / f"stage-{number + 1}"
@@ -202,9 +210,6 @@ def _train(
         sums, _ = evaluate_table(engine, table(parts[2], 0.0), recipe.stages[-1])
         metrics["held_out"] = task.figures(sums)
     model = assemble(prior, potential, elements, recipe.temperature)
-    metrics["trained_on"] = {p.sequence: float(len(p.positions)) for p in parts[0]}
-    if means:
-        metrics["mean_forces"] = {p.sequence: float(len(p.positions)) for p in learned if p.errors is not None}
     model.header = ModelHeader(teacher="all-atom dynamics", dataset_hash=dataset_hash, metrics=metrics)
     if world.is_first:
         save_model(run_dir / MODEL, model)
@@ -254,6 +259,9 @@ def fresh_network(recipe: BeadRecipe, elements: tuple[int, ...], table: BeadTabl
     options: dict[str, Any] = {"cutoff": recipe.network.cutoff, **recipe.network.options}
     if recipe.network.architecture == "allegro":
         options.setdefault("mean_neighbors", table.mean_neighbors())
+        # Chains of amino acids are handed, and one layer cannot tell.
+        options.setdefault("layers", 2)
+        options.setdefault("handed", options["layers"] > 1)
     architecture = recipe.network.architecture
     if recipe.network.energy_entropy:
         architecture, options = EnergyEntropy.architecture, {"base": architecture, "options": options}
