@@ -127,7 +127,7 @@ def test_the_stage_is_resumed_bit_by_bit(tmp_path, monkeypatch) -> None:
     other = BeadFrames("short", "GYD", *(v[:, :3] for v in (first.positions, first.forces)), *(first.temperatures,) * 2)
     both = [first, dataclasses.replace(other, origins=first.origins)]
     whole = train_beads(both, prior, tmp_path / "whole", settings)
-    assert set(whole.metrics) == {"validation", "forces_alone", "trained_on"}
+    assert set(whole.metrics) == {"validation", "forces_alone", "trained_on", "smooth_forces"}
     update = relative_entropy._Run.update
 
     def interrupted(self):
