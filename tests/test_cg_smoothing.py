@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distillase.ase_calcs.errors import InputError
+from distillase.ase_calcs.errors import DataError, InputError
 from distillase.ase_calcs.proteins.chains import Chains, extended_chain
 from distillase.ase_calcs.proteins.prior import Prior
 from distillase.datasets.proteins.beads import BeadFrames
@@ -146,3 +146,16 @@ def test_short_and_broken_chains_have_what_they_can_have() -> None:
         assert functions is not None
         assert len(functions(torch.as_tensor(x[0]))) > least
     assert smooth_functions(Chains.from_sequence("A"), np.zeros((1, 1, 3)), 4000) is None
+
+
+def test_runs_of_one_frame_and_beads_on_a_line() -> None:
+    size = float(np.sqrt((pull(shapes(100)) ** 2).mean()))
+    one = frames(400, 0.3 * size)
+    one = dataclasses.replace(one, origins=np.array([f"run {k}" for k in range(400)]))
+    fit = fit_smooth_forces(prior(), one, (), dataclasses.replace(LOSS, frame_noise=0.3 * size))
+    assert fit is not None
+    assert fit.explained > 0.5
+    straight = one.positions.copy()
+    straight[7, 0] = 2 * straight[7, 1] - straight[7, 2]
+    with pytest.raises(DataError, match="on a line"):
+        fit_smooth_forces(prior(), dataclasses.replace(one, positions=straight), (), LOSS)

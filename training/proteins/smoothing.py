@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...ase_calcs.errors import DataError
 from ...ase_calcs.progress import Progress, SilentProgress
 from ...ase_calcs.proteins.chains import Chains
 from ...ase_calcs.proteins.prior import Prior
@@ -27,15 +28,14 @@ from .config import BeadLossConfig
 from .task import leftover, mean_force_weights
 
 _BUMPS = 13  # of a distance
-_COARSE = torch.tensor(
-    [0.1, 0.3, 0.5], dtype=torch.float64
-)  # centres of bumps in products, over the range of distances
-_COARSE_WIDTH = 0.2
+# Centres and width of bumps in products, over the range of distances.
+_COARSE, _COARSE_WIDTH = torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64), 0.2
 _FAR = 4  # along the chain, pairs whose distance is multiplied with dihedrals at its ends
 _MOST_OF_THEM = 0.99  # distances that bumps are spread over
 _CHECKED = 0.15  # share of each run, its end, on which the ridge is chosen
 # eV/Å, root mean square force that a single function is expected to make.
 _RIDGES = tuple(x * KCAL_PER_MOL for x in (0.02, 0.04, 0.08, 0.16, 0.32, 0.64))
+_STRAIGHT = 1e-4  # sine of an angle
 _BYTES = 2**26  # of derivatives at once
 
 
@@ -239,11 +239,24 @@ def fit_smooth_forces(
     Returns
     -------
     None where there is no room for any.
+
+    Raises
+    ------
+    DataError
+        Three beads that lie on a line.
     """
     chains = Chains.from_sequence(frames.sequence)
     functions = smooth_functions(chains, frames.positions, loss.smooth_functions)
     if functions is None:
         return None
+    for part in (frames, *means):
+        a, b, c = (part.positions[:, chains.angles[:, k]] for k in range(3))
+        area = np.linalg.norm(np.cross(b - a, c - b), axis=-1)
+        if (area < _STRAIGHT * np.linalg.norm(b - a, axis=-1) * np.linalg.norm(c - b, axis=-1)).any():
+            raise DataError(
+                f"In some frames of {part.name} three beads lie on a line, where dihedrals have no slope. Leave these "
+                "frames out, or learn from forces as they are (`loss.smooth_functions=0`)."
+            )
     checked = _ends(frames)
     parts = frames.select(~checked), frames.select(checked)
     sums: list[tuple[np.ndarray, np.ndarray, float]] = []
@@ -278,11 +291,13 @@ def fit_smooth_forces(
 
 
 def _ends(frames: BeadFrames) -> np.ndarray:
-    """(T,) the end of each run."""
+    """(T,) the end of each run; of runs too short to have one, every few frames."""
     last = np.zeros(len(frames.positions), dtype=bool)
     for run in np.unique(frames.origins):
         rows = np.flatnonzero(frames.origins == run)
         last[rows[len(rows) - max(1, round(_CHECKED * len(rows))) :]] = True
+    if last.mean() > 2 * _CHECKED:
+        last = np.arange(len(last)) % round(1 / _CHECKED) == 0
     return last
 
 
