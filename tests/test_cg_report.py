@@ -152,7 +152,7 @@ def test_a_hybrid_is_judged_with_its_parts(reference, tmp_path, capsys) -> None:
     assert main(words) == 0
     assert "of the prior's error" in capsys.readouterr().out
     (protein,) = json.loads((tmp_path / "out" / "report.json").read_text())["proteins"]
-    assert list(protein["candidates"]) == ["hybrid", "prior", "network only"]
+    assert list(protein["candidates"]) == ["hybrid", "prior", "network only", "no excluded volume"]
     assert protein["seen"] is True
     page = (tmp_path / "out" / "report.html").read_text()
     assert "has learned from it" in page.replace("\n", " ")

@@ -7,6 +7,7 @@ reference, and every divergence beside that between parts of the reference itsel
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -340,9 +341,13 @@ def tica_edges(tica: Tica, reference: np.ndarray, bins: int = 30) -> list[np.nda
 
 
 def candidates_of(model: CoarseGrainedModel, others: Mapping[str, CoarseGrainedModel]) -> list[Candidate]:
-    """The hybrid, its prior and its network alone, and other force fields."""
+    """The hybrid, its prior and its network alone, what it would be without excluded volume, and other force fields."""
     found = [Candidate("hybrid", model)] if model.network is not None else []
     found.append(Candidate("prior", model, "prior"))
     if model.network is not None:
         found.append(Candidate("network only", model, "network"))
+        if bool(torch.isfinite(model.prior.log_epsilon[0])):
+            bare = copy.deepcopy(model)
+            bare.prior.log_epsilon.data[0] = -torch.inf
+            found.append(Candidate("no excluded volume", bare))
     return found + [Candidate(name, other) for name, other in others.items()]
