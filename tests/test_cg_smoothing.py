@@ -155,6 +155,9 @@ def test_runs_of_one_frame_and_beads_on_a_line() -> None:
     fit = fit_smooth_forces(prior(), one, (), dataclasses.replace(LOSS, frame_noise=0.3 * size))
     assert fit is not None
     assert fit.explained > 0.5
+    single = fit_smooth_forces(prior(), one.select(np.arange(1)), (), LOSS)
+    assert single is not None
+    assert np.abs(single.forces(one.positions[:2])).max() == 0  # nothing to check it on
     straight = one.positions.copy()
     straight[7, 0] = 2 * straight[7, 1] - straight[7, 2]
     with pytest.raises(DataError, match="on a line"):

@@ -132,7 +132,7 @@ class SmoothFunctions:
         )
         some = torch.as_tensor(positions[:: max(1, len(positions) // 500)], dtype=torch.float64)
         lengths = (some[:, self.bonds[1]] - some[:, self.bonds[0]]).norm(dim=-1)
-        self.length, self.spread = lengths.mean(0), lengths.std(0).clamp(min=1e-3)
+        self.length, self.spread = lengths.mean(0), lengths.std(0, correction=0).clamp(min=1e-3)
         if self.pairs.shape[1]:
             distances = (some[:, self.pairs[1]] - some[:, self.pairs[0]]).norm(dim=-1)
             self.least = float(distances.min())
@@ -259,24 +259,24 @@ def fit_smooth_forces(
             )
     checked = _ends(frames)
     parts = frames.select(~checked), frames.select(checked)
+    families = functions.families(torch.as_tensor(frames.positions[0], dtype=torch.float64))
     sums: list[tuple[np.ndarray, np.ndarray, float]] = []
     progress = progress or SilentProgress()
     with progress.task(f"smooth forces of {frames.name}, frames", len(frames.positions)) as task:
         for part in parts:
             ones = np.ones(len(part.positions))
-            sums.append(_normal(functions, part.positions, leftover(prior, part), ones, task.advance))
+            sums.append(_normal(functions, len(families), part.positions, leftover(prior, part), ones, task.advance))
     noise2 = loss.frame_noise**2
     (gram, mixed, _), (gram_checked, mixed_checked, square_checked) = sums
     # The mean square of the force that a function makes per component, on average over all of its form: what few frames
     # have visited must not be free to say anything there.
-    families = functions.families(torch.as_tensor(frames.positions[0], dtype=torch.float64))
     scale2 = np.diag(gram + gram_checked) / frames.positions.size
     scale2 = (np.bincount(families, scale2) / np.bincount(families))[families]
     scale2 = np.maximum(scale2, 1e-9 * scale2.max())
     for known in means:
         if known.errors is not None and len(known.positions):
             weights = mean_force_weights(known.errors, loss)
-            more = _normal(functions, known.positions, leftover(prior, known), weights, None)
+            more = _normal(functions, len(families), known.positions, leftover(prior, known), weights, None)
             gram, mixed = gram + more[0], mixed + more[1]
     tried = []
     for ridge in _RIDGES:
@@ -303,15 +303,15 @@ def _ends(frames: BeadFrames) -> np.ndarray:
 
 def _normal(
     functions: SmoothFunctions,
+    count: int,
     positions: np.ndarray,
     forces: np.ndarray,
     weights: np.ndarray,
     advance: Callable[[float], None] | None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """(Q, Q) and (Q,) of the normal equations, and the weighted sum of squared forces."""
-    count = len(functions(torch.as_tensor(positions[0], dtype=torch.float64))) if len(positions) else 0
     gram, mixed, square = np.zeros((count, count)), np.zeros(count), 0.0
-    size = _chunk(max(count, 1), positions.shape[1])
+    size = _chunk(count, positions.shape[1])
     for first in range(0, len(positions), size):
         part = slice(first, first + size)
         root = np.sqrt(weights[part]).astype(np.float32)

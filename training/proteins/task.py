@@ -106,7 +106,7 @@ def pressed_together(positions: np.ndarray, least: float, rng: np.random.Generat
 def leftover(prior: Prior, protein: BeadFrames) -> np.ndarray:
     """(T, B, 3) eV/Å: the mapped forces less those of the prior."""
     topology = PriorTopology.of(Chains.from_sequence(protein.sequence))
-    found = []
+    found = [protein.forces[:0]]
     with torch.no_grad():
         for first in range(0, len(protein.positions), _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
