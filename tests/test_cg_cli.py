@@ -17,7 +17,7 @@ from distillase.launch.cli import main
 from distillase.launch.config import load_bead_recipe
 from distillase.training.proteins.config import BeadRecipe
 
-SHORT = ("--set", "relative_entropy={steps: 2, replicas: 4, md_steps: 2}")
+SHORT = ("--set", "relative_entropy={steps: 2, replicas: 4, md_steps: 2}", "--set", "loss.smooth_functions=1300")
 
 SEQUENCE = "GYDPETG"
 

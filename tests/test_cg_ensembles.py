@@ -62,7 +62,8 @@ def recipe(**entropy: object) -> BeadRecipe:
     stage = {"batch_frames": 16, "warmup_steps": 5, "tensorboard": False, "checkpoint_seconds": 0}
     settings = {"replicas": 32, "md_steps": 10, "force_frames": 8, "checkpoint_seconds": 1e9, **entropy}
     return BeadRecipe(
-        network=BeadNetworkConfig(options=SMALL), first=first_stage(max_epochs=2, **stage),
+        network=BeadNetworkConfig(options=SMALL), loss=BeadLossConfig(smooth_functions=1300),
+        first=first_stage(max_epochs=2, **stage),
         second=second_stage(max_epochs=1, **stage), relative_entropy=RelativeEntropyConfig(**settings),  # type: ignore[arg-type]
     )  # fmt: skip
 
