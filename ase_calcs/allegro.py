@@ -109,7 +109,7 @@ class Allegro(Potential):
                 "_target_": f"{embeddings.__name__}.TwoBodySplineScalarEmbed",
                 "num_splines": self.n_basis, "spline_span": min(_SPAN, self.n_basis),
             }  # fmt: skip
-        with _default_dtype(dtype):
+        with default_dtype(dtype):
             # The function below its decorator, which wants the global state.
             self.network = models.FullAllegroModel.__wrapped__(
                 r_max=self.cutoff,
@@ -153,7 +153,7 @@ class Allegro(Potential):
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """torch's default type while e3nn and nequip build; put back, and by one thread at a time."""
     with _BUILDING:
         before = torch.get_default_dtype()

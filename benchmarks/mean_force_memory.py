@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from distillase.ase_calcs.units import KCAL_PER_MOL
+from distillase.datasets.proteins.alike import all_atom_frames, most_alike
 from distillase.datasets.proteins.frames import open_reference
 from distillase.datasets.proteins.mean_force import (
     MeanForceConfig,
     MeanForces,
-    all_atom_frames,
     mean_forces_from,
-    most_alike,
 )
 from distillase.training.report.speed import machine
 

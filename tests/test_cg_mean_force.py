@@ -9,13 +9,12 @@ from scipy.spatial.transform import Rotation
 from distillase.ase_calcs.errors import DataError, InputError
 from distillase.ase_calcs.proteins.chains import Chains
 from distillase.ase_calcs.proteins.prior import Prior, PriorTopology
+from distillase.datasets.proteins.alike import AllAtomFrames, most_alike
 from distillase.datasets.proteins.mean_force import (
-    AllAtomFrames,
     MeanForceConfig,
     MeanForces,
     average,
     force_error,
-    most_alike,
 )
 
 

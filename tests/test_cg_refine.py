@@ -16,8 +16,9 @@ from distillase.ase_calcs.proteins.chains import Chains, coarse_grained_atoms, e
 from distillase.ase_calcs.proteins.committee import Committee
 from distillase.ase_calcs.proteins.model import CoarseGrainedModel
 from distillase.ase_calcs.proteins.simulate import ReplicaLangevin, SimulationConfig
+from distillase.datasets.proteins.alike import squared_differences
 from distillase.datasets.proteins.beads import BeadFrames, read_beads, save_npz
-from distillase.datasets.proteins.mean_force import load_mean_forces, squared_differences
+from distillase.datasets.proteins.mean_force import load_mean_forces
 from distillase.launch.cli import main
 from distillase.launch.progress import make_progress
 from distillase.training.proteins.config import BeadRecipe

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..allegro import Allegro
+from ..allegro import Allegro, default_dtype
 from ..compiled import find_compiler
 from ..errors import InputError, require
 from .chains import Chains
@@ -69,12 +69,8 @@ def compile_pair_allegro(model: CoarseGrainedModel, chains: Chains, positions: t
     described = {
         "model_dtype": str(network.dtype).removeprefix("torch."), "type_names": names, "r_max": network.cutoff,
     }  # fmt: skip
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(network.dtype)  # which the wrapper compares with
-    try:
+    with default_dtype(network.dtype):  # which the wrapper compares with
         wrapped = graph_model.GraphModel(inner, described).eval()
-    finally:
-        torch.set_default_dtype(before)
     graph = bead_graph(positions[None], BeadTopology.of(chains), network.cutoff, torch.float64)
     inputs, outputs = settings.PAIR_ALLEGRO_INPUTS, fields.LMP_OUTPUTS
     known = dict(zip(inputs, (positions.double(), graph.edges, network.species_of_number[graph.numbers]), strict=True))

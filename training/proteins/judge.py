@@ -22,8 +22,9 @@ from ...ase_calcs.proteins.chains import Chains
 from ...ase_calcs.proteins.model import BeadTopology, CoarseGrainedModel, Part
 from ...ase_calcs.proteins.simulate import ReplicaLangevin, SimulationConfig, SimulationResult
 from ...ase_calcs.units import KB, KCAL_PER_MOL
+from ...datasets.proteins.alike import squared_differences
 from ...datasets.proteins.beads import BeadFrames
-from ...datasets.proteins.mean_force import MeanForces, force_error, squared_differences
+from ...datasets.proteins.mean_force import MeanForces, force_error
 from . import metrics
 from .metrics import Tica
 

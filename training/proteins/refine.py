@@ -26,6 +26,7 @@ from ...ase_calcs.proteins.committee import Committee
 from ...ase_calcs.proteins.prior import Prior
 from ...ase_calcs.proteins.simulate import ReplicaLangevin, SimulationConfig
 from ...datasets.lock import locked
+from ...datasets.proteins.alike import squared_differences
 from ...datasets.proteins.beads import BeadFrames
 from ...datasets.proteins.frames import open_reference, reference_pieces
 from ...datasets.proteins.mean_force import (
@@ -35,7 +36,6 @@ from ...datasets.proteins.mean_force import (
     force_error,
     load_mean_forces,
     mean_forces_at,
-    squared_differences,
 )
 from ...datasets.writer import atomic_write
 from .config import BeadRecipe

@@ -20,8 +20,8 @@ from ...ase_calcs.progress import Progress, SilentProgress
 from ...ase_calcs.proteins.model import CoarseGrainedModel
 from ...ase_calcs.proteins.prior import Prior
 from ...ase_calcs.proteins.split import EnergyEntropy
+from ...datasets.proteins.alike import squared_differences
 from ...datasets.proteins.beads import BeadFrames
-from ...datasets.proteins.mean_force import squared_differences
 from ..checkpoint import remove_checkpoints
 from ..engine import make_engine
 from ..loop import TrainLoop, evaluate_table

@@ -367,6 +367,7 @@ def smoothed(
             progress.say(
                 f"smooth forces of {name}: {len(fit.weights)} functions explain {100 * fit.explained:.2f} % of what "
                 "the prior leaves on frames they have not seen"
+                + ("" if fit.explained else ": there is nothing to tell from noise, the network learns no forces")
             )
         if missing:
             progress.say(

@@ -23,8 +23,8 @@ from .config import BeadLossConfig
 SUMS = ("frames", "weight", "loss", "square", "target_square", "product", "network_square", "components")
 INDEX = {name: k for k, name in enumerate(SUMS)}
 _AT_ONCE = 500
-_PRESSED = 0.3
-_NEAR_PAIRS = 10
+_PRESSED = 0.3  # of the shortest distance, at most, that decoys go below it
+_NEAR_PAIRS = 10  # that two beads to press together are drawn from
 _STEP = 0.1  # Å, root mean square displacement on a coordinate by which smoothness is measured
 _UNIFORM = 12**-0.5  # standard deviation of numbers spread evenly over one
 _GOLDEN = 1e3 * 0.6180339887
