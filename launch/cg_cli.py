@@ -34,7 +34,8 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="What is written.", show_
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 
 
-def _numbers(text: str, what: str) -> tuple[float, ...]:
+def numbers(text: str, what: str) -> tuple[float, ...]:
+    """Temperatures with commas between them."""
     try:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
@@ -77,7 +78,7 @@ def reference(
     chosen = tuple(part.strip() for part in starts.split(",")) if starts else ("extended",)
     config = ReferenceConfig(
         nanoseconds=nanoseconds,
-        temperatures=_numbers(temperatures, "--temperatures"),
+        temperatures=numbers(temperatures, "--temperatures"),
         starts=chosen,  # type: ignore[arg-type]  # checked there
         exchange=exchange,
         interval=interval,
@@ -119,7 +120,7 @@ def map_command(
     from .proteins import map_onto_beads
 
     map_onto_beads(
-        source, out, kind=kind, name=name, temperatures=_numbers(temperatures, "--temperatures"),  # type: ignore[arg-type]
+        source, out, kind=kind, name=name, temperatures=numbers(temperatures, "--temperatures"),  # type: ignore[arg-type]
         trajectory=trajectory, forces=forces, unit=unit, npz=npz, progress=make_progress(),
     )  # fmt: skip
 
@@ -406,7 +407,7 @@ def simulate(
     from .cg_simulate import ExchangeSettings
     from .cg_simulate import simulate as run
 
-    rungs = _numbers(temperatures, "--temperatures")
+    rungs = numbers(temperatures, "--temperatures")
     if (rungs or hottest is not None) and not exchange:
         raise InputError("`--temperatures` and `--hottest` are of a replica exchange: add `--exchange`.")
     if rungs and hottest is not None:

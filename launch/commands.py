@@ -398,6 +398,7 @@ def _mount_other_commands() -> None:
     from .cluster_cli import launch_app
     from .dataset_cli import app as dataset_app
     from .dynamics_cli import TakesLists, evaluate_dynamics
+    from .ensemble_cli import ensemble_app
     from .jump_cli import train_jump
 
     app.command("train-jump")(train_jump)
@@ -405,6 +406,7 @@ def _mount_other_commands() -> None:
     app.add_typer(dataset_app, name="dataset")
     app.add_typer(launch_app, name="launch")
     app.add_typer(cg_app, name="cg")
+    app.add_typer(ensemble_app, name="ensemble")
 
 
 _mount_other_commands()

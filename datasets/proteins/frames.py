@@ -112,13 +112,18 @@ def reference_pieces(folder: str | Path, temperatures: tuple[float, ...] = ()) -
                     yield Piece(positions[k], forces[k], kelvin, job.name)
 
 
-def open_dynamics(topology: str | Path, name: str = "") -> Source:
-    """The topology of somebody else's dynamics: a PDB file with all atoms of the trajectory."""
+def load_topology(path: str | Path) -> Any:
+    """mdtraj's topology of a PDB file."""
     mdtraj = require("mdtraj", extra="proteins", purpose="read trajectories of proteins")
     try:
-        top = mdtraj.load_topology(str(topology))
+        return mdtraj.load_topology(str(path))
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"`{topology}` cannot be read as a topology ({error}).") from error
+        raise InputError(f"`{path}` cannot be read as a topology ({error}).") from error
+
+
+def open_dynamics(topology: str | Path, name: str = "") -> Source:
+    """The topology of somebody else's dynamics: a PDB file with all atoms of the trajectory."""
+    top = load_topology(topology)
     beads = [a.index for a in top.atoms if a.name == "CA" and a.residue.name in NAMES]
     chains = [
         "".join(NAMES[r.name] for r in chain.residues if r.name in NAMES and any(a.name == "CA" for a in r.atoms))
@@ -150,7 +155,7 @@ def dynamics_pieces(
     except (OSError, ValueError) as error:
         raise InputError(f"`{forces}` cannot be read as an .npy array of forces ({error}).") from error
     begin = 0
-    for piece in _loaded(mdtraj, topology, trajectory):
+    for piece in loaded(mdtraj, topology, trajectory):
         end = begin + piece.n_frames
         if values.ndim != 3 or values.shape[1:] != (piece.n_atoms, 3) or len(values) < end:
             raise InputError(
@@ -163,7 +168,7 @@ def dynamics_pieces(
         raise InputError(f"`{forces}` has {len(values)} frames and `{trajectory}` has {begin}.")
 
 
-def _loaded(mdtraj: Any, topology: str | Path, trajectory: str | Path) -> Iterator[Any]:
+def loaded(mdtraj: Any, topology: str | Path, trajectory: str | Path) -> Iterator[Any]:
     """Pieces of a trajectory; what mdtraj says of a file that it cannot read is one sentence."""
     try:
         yield from mdtraj.iterload(str(trajectory), top=str(topology), chunk=_PIECE)
